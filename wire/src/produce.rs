@@ -1,0 +1,204 @@
+//! Produce frames and their answers.
+//!
+//! The payload is 1 to 256 batches, each at a multiple of 16 from the payload's start and
+//! zero-padded to one. A batch of 64 KiB and more travels best alone in its frame: it is written
+//! from the memory it was received into.
+
+use crate::batch::HEADER_BYTES;
+use crate::codec::{align_up, put, u16_at, u32_at, u64_at};
+use crate::error::{ErrorCode, Refusal, status_from_number, status_number};
+use crate::frame::{FrameError, FrameKind, PAYLOAD_ALIGN};
+use crate::ids::Offset;
+use crate::limits;
+
+/// Bytes of an [`Ack`].
+pub const ACK_BYTES: usize = 32;
+/// The batch had been stored before: this is the answer of its original.
+pub const ACK_DUPLICATE: u16 = 1;
+
+/// The answer for one batch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ack {
+    /// Stored and committed, or why not.
+    pub result: Result<Stored, Refusal>,
+}
+
+/// Where a committed batch stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Stored {
+    /// Offset of its first record.
+    pub first_offset: Offset,
+    /// When the leader took it, milliseconds since 1970.
+    pub append_time_ms: u64,
+    /// Whether it was a repetition.
+    pub duplicate: bool,
+}
+
+impl Ack {
+    /// Status (u16), flags (u16), zero, first offset (u64), append time (u64), hint (u64).
+    #[must_use]
+    pub fn encode(&self) -> [u8; ACK_BYTES] {
+        let mut bytes = [0; ACK_BYTES];
+        let status = status_number(self.result.map(|_| ()).map_err(|refusal| refusal.code));
+        put(&mut bytes, 0, status.to_le_bytes());
+        match &self.result {
+            Ok(stored) => {
+                put(&mut bytes, 2, u16::from(stored.duplicate).to_le_bytes());
+                put(&mut bytes, 8, stored.first_offset.0.to_le_bytes());
+                put(&mut bytes, 16, stored.append_time_ms.to_le_bytes());
+            }
+            Err(refusal) => put(&mut bytes, 24, refusal.hint.to_le_bytes()),
+        }
+        bytes
+    }
+
+    /// Takes one answer apart.
+    ///
+    /// # Errors
+    /// When it is not one.
+    pub fn decode(bytes: &[u8; ACK_BYTES]) -> Result<Ack, FrameError> {
+        let malformed = |what| FrameError::Payload { kind: FrameKind::ProduceAnswer, what };
+        let status = status_from_number(u16_at(bytes, 0)).ok_or(malformed("unknown status"))?;
+        let flags = u16_at(bytes, 2);
+        if flags & !ACK_DUPLICATE != 0 || u32_at(bytes, 4) != 0 {
+            return Err(malformed("unknown flags"));
+        }
+        let result = match status {
+            Ok(()) => Ok(Stored {
+                first_offset: Offset(u64_at(bytes, 8)),
+                append_time_ms: u64_at(bytes, 16),
+                duplicate: flags & ACK_DUPLICATE != 0,
+            }),
+            Err(code) => Err(Refusal { code, hint: u64_at(bytes, 24) }),
+        };
+        Ok(Ack { result })
+    }
+
+    /// A refusal as an answer.
+    #[must_use]
+    pub fn refused(refusal: impl Into<Refusal>) -> Ack {
+        Ack { result: Err(refusal.into()) }
+    }
+}
+
+/// Takes the payload of a produce answer apart.
+///
+/// # Errors
+/// When its length is not that of `items` answers, or one is malformed.
+pub fn decode_acks(
+    payload: &[u8],
+    items: u32,
+) -> Result<impl Iterator<Item = Result<Ack, FrameError>> + '_, FrameError> {
+    crate::frame::exact(payload, items as usize * ACK_BYTES, FrameKind::ProduceAnswer)?;
+    let (acks, _) = payload.as_chunks::<ACK_BYTES>();
+    Ok(acks.iter().map(Ack::decode))
+}
+
+/// Bytes that a batch takes in a payload.
+#[must_use]
+pub fn padded_bytes(batch_bytes: usize) -> usize {
+    align_up(batch_bytes as u64, PAYLOAD_ALIGN as u64) as usize
+}
+
+/// Finds the batches of a produce payload by their headers' lengths: places only, whose bytes are
+/// yet to be checked.
+///
+/// # Errors
+/// When the lengths do not add up to the payload, or there are more batches than may be.
+pub fn split_batches(
+    payload: &[u8],
+    items: u32,
+) -> Result<impl Iterator<Item = std::ops::Range<usize>> + '_, FrameError> {
+    let malformed = |what| FrameError::Payload { kind: FrameKind::Produce, what };
+    if items == 0 || items > limits::FRAME_BATCHES_MAX {
+        return Err(malformed("a produce frame carries 1 to 256 batches"));
+    }
+    if items > 1 && payload.len() > limits::FRAME_MANY_BATCHES_BYTES_MAX as usize {
+        return Err(malformed("a frame of several batches holds at most 1 MiB"));
+    }
+    let mut at = 0;
+    for _ in 0..items {
+        at += next_batch(payload, at).ok_or(malformed("a batch reaches beyond the payload"))?.1;
+    }
+    if at != payload.len() {
+        return Err(malformed("bytes behind the last batch"));
+    }
+    let mut at = 0;
+    Ok((0..items).map(move |_| {
+        let (batch_bytes, padded) = next_batch(payload, at).expect("found in the first pass");
+        let place = at..at + batch_bytes;
+        at += padded;
+        place
+    }))
+}
+
+/// Length and padded length of the batch at byte `at`, if it lies within the payload.
+fn next_batch(payload: &[u8], at: usize) -> Option<(usize, usize)> {
+    let header = payload.get(at..at + HEADER_BYTES)?;
+    let body_bytes = u32_at(header, 8);
+    if body_bytes > limits::BODY_BYTES_MAX {
+        return None;
+    }
+    let batch_bytes = HEADER_BYTES + body_bytes as usize;
+    let padded = padded_bytes(batch_bytes);
+    (payload.len() - at >= padded).then_some((batch_bytes, padded))
+}
+
+/// The refusals after which nothing of the batch was kept and its sequence stays free: a client
+/// may send it again unchanged.
+#[must_use]
+pub fn may_repeat(code: ErrorCode) -> bool {
+    matches!(code, ErrorCode::Throttled | ErrorCode::Overloaded | ErrorCode::NoSpace)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn acks_round_trip() {
+        let stored = Stored { first_offset: Offset(9), append_time_ms: 5, duplicate: true };
+        let refusal = Refusal::new(ErrorCode::SequenceGap, 4);
+        for ack in [Ack { result: Ok(stored) }, Ack::refused(refusal)] {
+            assert_eq!(Ack::decode(&ack.encode()), Ok(ack));
+        }
+        let mut unknown = Ack::refused(refusal).encode();
+        unknown[0] = 250;
+        assert!(Ack::decode(&unknown).is_err());
+    }
+
+    fn payload(bodies: &[u32]) -> Vec<u8> {
+        let mut payload = Vec::new();
+        for body_bytes in bodies {
+            let start = payload.len();
+            payload.resize(start + padded_bytes(HEADER_BYTES + *body_bytes as usize), 0);
+            put(&mut payload, start + 8, body_bytes.to_le_bytes());
+        }
+        payload
+    }
+
+    #[test]
+    fn batches_are_found() {
+        let payload = payload(&[24, 40, 0]);
+        let places: Vec<_> = split_batches(&payload, 3).unwrap().collect();
+        assert_eq!(places, [0..152, 160..328, 336..464]);
+    }
+
+    #[test]
+    fn lengths_that_do_not_add_up_are_refused() {
+        let good = payload(&[24, 40]);
+        for (payload, items) in [
+            (&good[..], 1),
+            (&good[..], 3),
+            (&good[..], 0),
+            (&good[..good.len() - 1], 2),
+            (&good[..100], 1),
+            (&[][..], 1),
+        ] {
+            assert!(split_batches(payload, items).map(|_| ()).is_err());
+        }
+        let mut huge = good;
+        put(&mut huge, 8, u32::MAX.to_le_bytes());
+        assert!(split_batches(&huge, 2).map(|_| ()).is_err());
+    }
+}
