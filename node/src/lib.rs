@@ -1,1 +1,15 @@
-//! placeholder
+//! The storage node: cores that take batches from sockets, a log that makes them durable in
+//! groups, and the seam through which both reach ring or simulator.
+
+pub mod background;
+pub mod config;
+pub mod core;
+pub mod counters;
+pub mod disk;
+pub mod io;
+pub mod log;
+pub mod start;
+
+pub use config::NodeConfig;
+pub use counters::Counters;
+pub use start::{Node, StartError};

@@ -123,7 +123,7 @@ mod tests {
     /// The fields of a number seen in production, put together digit by digit.
     const GOLDEN: SequenceNumber = SequenceNumber {
         shard_created_s: 1_552_896_735,
-        sequence_index: 0x16_b1f1_dda,
+        sequence_index: 0x0001_6b1f_1dda,
         time_s: 1_554_821_832,
         shard_index: 17,
     };

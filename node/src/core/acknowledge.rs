@@ -1,0 +1,141 @@
+//! Answers that wait for the log: none leaves before what it says is durable.
+//!
+//! A log's answers wait in one queue, in the order of its positions; as the durable position
+//! advances they leave from the front. So acks of a shard leave in the order of its offsets, and
+//! an answer that reveals state (a repetition's offset, an extent's end) waits like any other.
+
+use thalweg_wire::codec::put;
+use thalweg_wire::control::ControlAnswer;
+use thalweg_wire::error::ErrorCode;
+use thalweg_wire::frame::{FRAME_HEADER_BYTES, FrameHeader, FrameKind};
+use thalweg_wire::ids::Lsn;
+use thalweg_wire::produce::{ACK_BYTES, Ack};
+
+use super::admission::Admitted;
+use super::connection::ConnectionKey;
+use super::machine::Core;
+use crate::io::Io;
+
+/// A produce frame on its way to its answer.
+#[derive(Debug)]
+pub struct ProduceInProgress {
+    connection: ConnectionKey,
+    /// The answer's frame, filled in as batches are decided.
+    answer: Vec<u8>,
+    undecided: usize,
+}
+
+impl ProduceInProgress {
+    /// A frame of `batches` batches, none of them decided.
+    #[must_use]
+    pub fn new(connection: ConnectionKey, correlation: u64, batches: usize) -> ProduceInProgress {
+        let payload_bytes = (batches * ACK_BYTES) as u32;
+        let kind = FrameKind::ProduceAnswer;
+        let header = FrameHeader { kind, payload_bytes, items: batches as u32, correlation };
+        let mut answer = vec![0; header.frame_bytes()];
+        put(&mut answer, 0, header.encode());
+        ProduceInProgress { connection, answer, undecided: batches }
+    }
+}
+
+/// An answer that waits.
+#[derive(Debug)]
+pub struct Pending {
+    lsn: Lsn,
+    what: Waiting,
+}
+
+#[derive(Debug)]
+enum Waiting {
+    Batch { produce: u32, item: u32, admitted: Admitted },
+    Control { connection: ConnectionKey, correlation: u64, answer: ControlAnswer },
+}
+
+impl<I: Io> Core<I> {
+    /// Lets the answer of a stored batch wait for its position.
+    pub(super) fn wait_for_commit(&mut self, produce: u32, item: u32, admitted: Admitted) {
+        let what = Waiting::Batch { produce, item, admitted };
+        self.pending[admitted.log as usize].push_back(Pending { lsn: admitted.lsn, what });
+    }
+
+    /// Lets the answer of a command wait for what it reveals.
+    pub(super) fn answer_when_durable(
+        &mut self,
+        log: u32,
+        lsn: Lsn,
+        connection: ConnectionKey,
+        correlation: u64,
+        answer: ControlAnswer,
+    ) {
+        if let Some(connection) = self.connection(connection) {
+            connection.requests += 1;
+        }
+        let what = Waiting::Control { connection, correlation, answer };
+        self.pending[log as usize].push_back(Pending { lsn, what });
+    }
+
+    /// Answers what has become durable. After a failure nothing is acked: what waits is refused.
+    pub(super) fn acknowledge(&mut self, log: usize) {
+        let durable = self.logs[log].durable();
+        let failed = self.logs[log].failed().is_some();
+        while let Some(pending) =
+            self.pending[log].pop_front_if(|pending| failed || pending.lsn <= durable)
+        {
+            let committed = pending.lsn <= durable;
+            match pending.what {
+                Waiting::Batch { produce, item, admitted } => {
+                    let ack = if committed {
+                        self.commit(&admitted);
+                        Ack { result: Ok(admitted.stored) }
+                    } else {
+                        Ack::refused(ErrorCode::LogFailed)
+                    };
+                    self.decide(produce, item, ack);
+                }
+                Waiting::Control { connection, correlation, mut answer } => {
+                    if !committed {
+                        answer.status = Err(ErrorCode::LogFailed.into());
+                    }
+                    self.answer_control(connection, correlation, &answer);
+                    self.request_done(connection);
+                }
+            }
+        }
+    }
+
+    /// Readers may see the batch from now on.
+    fn commit(&mut self, admitted: &Admitted) {
+        if admitted.records == 0 {
+            return;
+        }
+        let shard = self.shards.at_mut(admitted.shard);
+        shard.committed = admitted.stored.first_offset.after(u64::from(admitted.records));
+        shard.committed_ms = admitted.stored.append_time_ms;
+        if !shard.waiting.is_empty() {
+            let waiting = std::mem::take(&mut shard.waiting);
+            self.wake_fetches(waiting);
+        }
+    }
+
+    /// Decides one batch of a frame; the last one sends the answer.
+    pub(super) fn decide(&mut self, produce: u32, item: u32, ack: Ack) {
+        if let Err(refusal) = &ack.result {
+            self.count_refusal(refusal.code);
+        }
+        let frame = &mut self.produces[produce as usize];
+        put(&mut frame.answer, FRAME_HEADER_BYTES + item as usize * ACK_BYTES, ack.encode());
+        frame.undecided -= 1;
+        if frame.undecided == 0 {
+            let done = self.produces.remove(produce as usize);
+            self.push_output(done.connection, &done.answer);
+            self.request_done(done.connection);
+        }
+    }
+
+    /// A request of the connection was answered: it may send another.
+    pub(super) fn request_done(&mut self, key: ConnectionKey) {
+        if let Some(connection) = self.connection(key) {
+            connection.requests -= 1;
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! Admission: whether a batch may be stored, and where it stands if so.
+//!
+//! The order of the questions is part of the protocol. A repetition is recognised before
+//! anything else could refuse it: its original was stored, and its sender must learn that. Then
+//! the tenure, then the sequence, the bytes, and the buckets last, so that what is refused for
+//! another reason costs no tokens.
+
+use thalweg_wire::batch::{Batch, BatchHeader, HEADER_BYTES, assign};
+use thalweg_wire::control::ExtentState;
+use thalweg_wire::error::{ErrorCode, Refusal};
+use thalweg_wire::ids::{Lsn, ShardId};
+use thalweg_wire::produce::Stored;
+
+use super::machine::Core;
+use super::shard::ExtentPlace;
+use crate::io::{Io, Piece};
+use crate::log::extent::SequenceVerdict;
+use crate::log::segments::Placement;
+
+/// A batch that was stored, or had been: its answer waits for the log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Admitted {
+    /// The log.
+    pub log: u32,
+    /// What must be durable before the answer leaves.
+    pub lsn: Lsn,
+    /// Place of the shard.
+    pub shard: u32,
+    /// Records stored; zero for a repetition.
+    pub records: u32,
+    /// The answer.
+    pub stored: Stored,
+}
+
+impl<I: Io> Core<I> {
+    /// Stores the batch in `piece`, or says why not.
+    pub(super) fn admit(
+        &mut self,
+        piece: Piece,
+        placement: Placement,
+    ) -> Result<Admitted, Refusal> {
+        let header =
+            BatchHeader::decode(self.io.memory().piece(piece)).map_err(|error| error.refusal())?;
+        let shard = self.place_of(header.shard)?;
+        let place = self.shards.at(shard).newest();
+        let verdict = {
+            let record = &self.logs[place.log as usize].extent(place.number).record;
+            let verdict = record.producers.judge(header.producer, header.sequence);
+            match verdict {
+                SequenceVerdict::Duplicate(original) => {
+                    self.counters.duplicates += 1;
+                    let stored = Stored {
+                        first_offset: original.first_offset,
+                        append_time_ms: original.append_time_ms,
+                        duplicate: true,
+                    };
+                    // Its original was appended before now; when this is durable, so is that.
+                    let lsn = self.logs[place.log as usize].appended();
+                    return Ok(Admitted { log: place.log, lsn, shard, records: 0, stored });
+                }
+                SequenceVerdict::Forgotten => return Err(ErrorCode::DuplicateForgotten.into()),
+                other => other,
+            }
+        };
+        self.check_tenure(place, &header)?;
+        match verdict {
+            SequenceVerdict::Gap(expected) => {
+                return Err(Refusal::new(ErrorCode::SequenceGap, expected));
+            }
+            SequenceVerdict::Unknown => return Err(ErrorCode::ProducerUnknown.into()),
+            _ => {}
+        }
+        let charged_bytes = self.check_bytes(place, header, piece)?;
+        self.check_buckets(shard, charged_bytes, u64::from(header.records))?;
+        self.store(shard, place, header, piece, placement, charged_bytes)
+    }
+
+    /// The place of a shard, or where else to ask for it.
+    pub(super) fn place_of(&self, shard: ShardId) -> Result<u32, Refusal> {
+        self.shards.find(shard).ok_or_else(|| match self.placement.core_of(shard) {
+            Some(core) if core != self.settings.core => {
+                let port = self.settings.ports[core as usize];
+                Refusal::new(ErrorCode::WrongCore, u64::from(port))
+            }
+            _ => ErrorCode::UnknownShard.into(),
+        })
+    }
+
+    fn check_tenure(&self, place: ExtentPlace, header: &BatchHeader) -> Result<(), Refusal> {
+        let record = &self.logs[place.log as usize].extent(place.number).record;
+        let current = record.open.extent.epoch;
+        if header.epoch != current {
+            return Err(Refusal::new(ErrorCode::StaleEpoch, current.0));
+        }
+        if record.state != ExtentState::Open || record.boot != self.settings.boot {
+            return Err(Refusal::new(ErrorCode::ExtentClosed, record.end.0));
+        }
+        Ok(())
+    }
+
+    fn check_bytes(
+        &self,
+        place: ExtentPlace,
+        header: BatchHeader,
+        piece: Piece,
+    ) -> Result<u64, Refusal> {
+        let range = &self.logs[place.log as usize].extent(place.number).record.open.range;
+        let bytes = self.io.memory().piece(piece);
+        let body = bytes.get(HEADER_BYTES..header.batch_bytes()).ok_or(ErrorCode::Malformed)?;
+        let batch = Batch::check_body(header, body, range).map_err(|error| error.refusal())?;
+        Ok(batch.charged_bytes())
+    }
+
+    /// Asks both buckets and takes from neither.
+    fn check_buckets(&mut self, shard: u32, bytes: u64, records: u64) -> Result<(), Refusal> {
+        let now_us = self.time.now_us;
+        let Some(buckets) = &mut self.shards.at_mut(shard).buckets else { return Ok(()) };
+        let wait_us =
+            buckets.bytes.wait_us(bytes, now_us).max(buckets.records.wait_us(records, now_us));
+        if wait_us == 0 { Ok(()) } else { Err(Refusal::new(ErrorCode::Throttled, wait_us)) }
+    }
+
+    fn store(
+        &mut self,
+        shard: u32,
+        place: ExtentPlace,
+        mut header: BatchHeader,
+        piece: Piece,
+        placement: Placement,
+        charged_bytes: u64,
+    ) -> Result<Admitted, Refusal> {
+        let log = &mut self.logs[place.log as usize];
+        log.reserve(&mut self.io, piece.bytes as usize, placement)?;
+        if let Some(buckets) = &mut self.shards.at_mut(shard).buckets {
+            buckets.bytes.take(charged_bytes);
+            buckets.records.take(u64::from(header.records));
+        }
+        let record = &log.extent(place.number).record;
+        header.first_offset = record.end;
+        // Append times never fall within a shard, whatever the wall clock does.
+        header.append_time_ms = self.time.wall_ms.max(record.last_append_ms);
+        let start = piece.start as usize;
+        let bytes = &mut self.io.memory_mut().bytes_mut(piece.buffer)[start..];
+        let in_place = bytes.first_chunk_mut::<HEADER_BYTES>().expect("a checked batch");
+        assign(in_place, header.first_offset, header.append_time_ms);
+        let lsn = match placement {
+            Placement::Copied => log.append_copy(&mut self.io, place.number, piece, &header),
+            Placement::InPlace => {
+                log.append_in_place(&mut self.io, place.number, piece.buffer, &header)
+            }
+        };
+        self.counters.batches_appended += 1;
+        self.counters.records_appended += u64::from(header.records);
+        self.counters.bytes_appended += u64::from(piece.bytes);
+        let stored = Stored {
+            first_offset: header.first_offset,
+            append_time_ms: header.append_time_ms,
+            duplicate: false,
+        };
+        Ok(Admitted { log: place.log, lsn, shard, records: header.records, stored })
+    }
+}

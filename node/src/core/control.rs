@@ -1,0 +1,342 @@
+//! Commands of a controller, and what a core says of itself.
+//!
+//! Every change is a frame in the log, and its answer waits until that is durable. A command
+//! that was obeyed before is answered as then: a controller that lost an answer asks again.
+
+use thalweg_wire::codec::align_up;
+use thalweg_wire::control::{
+    ControlAnswer, DescribeRequest, ExtentState, FenceExtent, NodeDescription, OpenExtent,
+    SHARD_DESCRIPTION_BYTES, SealExtent, ShardDescription, TrimShard,
+};
+use thalweg_wire::error::{ErrorCode, Refusal};
+use thalweg_wire::frame::{FrameError, FrameHeader, FrameKind};
+use thalweg_wire::ids::{DiskId, Epoch, ExtentId, Lsn, Offset};
+use thalweg_wire::limits;
+
+use super::connection::ConnectionKey;
+use super::machine::Core;
+use super::shard::{Buckets, ExtentPlace, Shard, range_of};
+use crate::io::{Io, Piece};
+use crate::log::extent::{
+    EXTENT_END_BYTES, EXTENT_TRIM_BYTES, ExtentEnd, ExtentRecord, ExtentTrim, Producers,
+    RECORD_BYTES_MAX,
+};
+use crate::log::format::FrameKind as LogFrameKind;
+use crate::log::segments::Placement;
+
+/// What a command came to: the log and position its answer waits for, the answer's content.
+struct Obeyed {
+    log: u32,
+    lsn: Lsn,
+    epoch: Epoch,
+    earliest: Offset,
+    end: Offset,
+}
+
+impl<I: Io> Core<I> {
+    /// Serves a command or a question.
+    pub(super) fn control(&mut self, key: ConnectionKey, header: &FrameHeader, piece: Piece) {
+        let payload = self.io.memory().piece(piece).to_vec();
+        let result = match header.kind {
+            FrameKind::Hello => {
+                self.hello(key, header.correlation);
+                return;
+            }
+            FrameKind::Describe => match DescribeRequest::decode(&payload) {
+                Ok(request) => return self.describe(key, header.correlation, request),
+                Err(error) => Err(error),
+            },
+            FrameKind::OpenExtent => OpenExtent::decode(&payload).map(|open| self.open(open)),
+            FrameKind::FenceExtent => FenceExtent::decode(&payload).map(|fence| self.fence(fence)),
+            FrameKind::SealExtent => SealExtent::decode(&payload).map(|seal| self.seal(seal)),
+            FrameKind::TrimShard => TrimShard::decode(&payload).map(|trim| self.trim(trim)),
+            kind => Err(FrameError::Payload { kind, what: "it is no command" }),
+        };
+        let answer = |status, epoch, earliest, end| ControlAnswer { status, epoch, earliest, end };
+        match result {
+            Err(error) => self.refuse_connection(key, error.refusal()),
+            Ok(Ok(obeyed)) => {
+                let answer = answer(Ok(()), obeyed.epoch, obeyed.earliest, obeyed.end);
+                self.answer_when_durable(obeyed.log, obeyed.lsn, key, header.correlation, answer);
+            }
+            Ok(Err(refusal)) => {
+                self.counters.refusals += 1;
+                let answer = answer(Err(refusal), Epoch(0), Offset(0), Offset(0));
+                self.answer_control(key, header.correlation, &answer);
+            }
+        }
+    }
+
+    /// Sends the answer to a command.
+    pub(super) fn answer_control(
+        &mut self,
+        key: ConnectionKey,
+        correlation: u64,
+        answer: &ControlAnswer,
+    ) {
+        self.answer(key, FrameKind::ControlAnswer, 0, correlation, &answer.encode());
+    }
+
+    fn hello(&mut self, key: ConnectionKey, correlation: u64) {
+        let description = NodeDescription {
+            boot: self.settings.boot,
+            core: self.settings.core,
+            ports: self.settings.ports.clone(),
+            disks: self.settings.disks.clone(),
+        };
+        self.answer(key, FrameKind::HelloAnswer, 0, correlation, &description.encode());
+    }
+
+    fn describe(&mut self, key: ConnectionKey, correlation: u64, request: DescribeRequest) {
+        let mut payload = Vec::new();
+        let mut items = 0;
+        for shard in self.shards.from(request.from).take(limits::DESCRIBE_SHARDS_MAX as usize) {
+            let place = shard.newest();
+            let record = &self.logs[place.log as usize].extent(place.number).record;
+            let description = ShardDescription {
+                extent: record.open.extent,
+                state: record.state,
+                range: range_of(shard, &self.logs),
+                earliest: shard.earliest(&self.logs),
+                committed: shard.committed,
+                last_append_ms: shard.committed_ms,
+            };
+            payload.extend(description.encode());
+            items += 1;
+        }
+        debug_assert_eq!(payload.len(), items as usize * SHARD_DESCRIPTION_BYTES);
+        self.answer(key, FrameKind::DescribeAnswer, items, correlation, &payload);
+    }
+
+    fn open(&mut self, open: OpenExtent) -> Result<Obeyed, Refusal> {
+        if (open.copies, open.acks) != (1, 1) {
+            return Err(ErrorCode::Unsupported.into());
+        }
+        let id = open.extent;
+        if let Some(shard) = self.shards.find(id.shard) {
+            return self.open_again(shard, open);
+        }
+        let log = self.log_for(&open.replicas)?;
+        let owner = self.placement.claim(id.shard, self.settings.core);
+        if owner != self.settings.core {
+            let port = self.settings.ports[owner as usize];
+            return Err(Refusal::new(ErrorCode::WrongCore, u64::from(port)));
+        }
+        let (place, lsn) = self.append_open(log, open, Producers::default(), 0)?;
+        let buckets = open.limits.as_ref().map(|limits| Buckets::full(limits, self.time.now_us));
+        self.shards.insert(Shard {
+            id: id.shard,
+            extents: vec![place],
+            committed: open.first_offset,
+            committed_ms: 0,
+            buckets,
+            waiting: Vec::new(),
+        });
+        let (epoch, first) = (id.epoch, open.first_offset);
+        Ok(Obeyed { log, lsn, epoch, earliest: first, end: first })
+    }
+
+    /// Opens an extent of a shard that is here already: the same again, or the next.
+    fn open_again(&mut self, shard: u32, open: OpenExtent) -> Result<Obeyed, Refusal> {
+        let place = self.shards.at(shard).newest();
+        let log = &self.logs[place.log as usize];
+        let record = &log.extent(place.number).record;
+        let newest = record.open.extent.epoch;
+        if open.extent.epoch == newest {
+            if record.open != open || record.boot != self.settings.boot {
+                return Err(Refusal::new(ErrorCode::Conflict, newest.0));
+            }
+            return Ok(self.obeyed(shard, place, log.appended()));
+        }
+        if open.extent.epoch < newest {
+            return Err(Refusal::new(ErrorCode::StaleEpoch, newest.0));
+        }
+        let older_store = open.store_generation < record.open.store_generation;
+        let follows = record.state == ExtentState::Sealed && record.end == open.first_offset;
+        if older_store || !follows {
+            return Err(Refusal::new(ErrorCode::Conflict, newest.0));
+        }
+        let (place, lsn) = self.open_next(shard, open)?;
+        Ok(self.obeyed(shard, place, lsn))
+    }
+
+    /// Opens the extent after a shard's newest, on the same log, with what the shard knows of its
+    /// producers.
+    pub(super) fn open_next(
+        &mut self,
+        shard: u32,
+        open: OpenExtent,
+    ) -> Result<(ExtentPlace, Lsn), Refusal> {
+        let older = self.shards.at(shard).newest();
+        let record = &self.logs[older.log as usize].extent(older.number).record;
+        let (producers, last_append_ms) = (record.producers.clone(), record.last_append_ms);
+        let opened = self.append_open(older.log, open, producers, last_append_ms)?;
+        self.logs[older.log as usize].extent_mut(older.number).record.producers =
+            Producers::default();
+        let now_us = self.time.now_us;
+        let shard = self.shards.at_mut(shard);
+        shard.extents.push(opened.0);
+        match (&open.limits, &shard.buckets) {
+            (None, _) => shard.buckets = None,
+            // Limits that were not there before start with an empty bucket: no free burst.
+            (Some(limits), None) => shard.buckets = Some(Buckets::empty(limits, now_us)),
+            (Some(_), Some(_)) => {}
+        }
+        Ok(opened)
+    }
+
+    fn append_open(
+        &mut self,
+        log: u32,
+        open: OpenExtent,
+        producers: Producers,
+        last_append_ms: u64,
+    ) -> Result<(ExtentPlace, Lsn), Refusal> {
+        let boot = self.settings.boot;
+        let target = &mut self.logs[log as usize];
+        target.reserve(&mut self.io, RECORD_BYTES_MAX, Placement::Copied)?;
+        let record = ExtentRecord {
+            number: 0,
+            open,
+            state: ExtentState::Open,
+            recovery_epoch: Epoch(0),
+            end: open.first_offset,
+            first_kept: open.first_offset,
+            last_append_ms,
+            boot,
+            producers,
+        };
+        let (number, lsn) = target.append_open(&mut self.io, record);
+        Ok((ExtentPlace { log, number }, lsn))
+    }
+
+    /// The log that a new shard goes to: on the disk that was named, else the one with the fewest
+    /// extents.
+    fn log_for(&self, replicas: &[DiskId]) -> Result<u32, Refusal> {
+        let none = DiskId([0; 16]);
+        let named = replicas[0];
+        (0..)
+            .zip(&self.logs)
+            .filter(|(_, log)| named == none || log.identity().disk == named)
+            .filter(|(_, log)| log.failed().is_none())
+            .min_by_key(|(_, log)| log.extents().len())
+            .map(|(place, _)| place)
+            .ok_or_else(|| ErrorCode::Conflict.into())
+    }
+
+    fn fence(&mut self, fence: FenceExtent) -> Result<Obeyed, Refusal> {
+        let (shard, place) = self.find_extent(fence.extent, fence.recovery_epoch)?;
+        let record = &self.logs[place.log as usize].extent(place.number).record;
+        if record.state == ExtentState::Sealed {
+            return Ok(self.obeyed(shard, place, self.logs[place.log as usize].appended()));
+        }
+        let end = record.end;
+        self.end_extent(place, ExtentState::Fenced, fence.recovery_epoch, end)
+            .map(|lsn| self.obeyed(shard, place, lsn))
+    }
+
+    fn seal(&mut self, seal: SealExtent) -> Result<Obeyed, Refusal> {
+        let (shard, place) = self.find_extent(seal.extent, seal.recovery_epoch)?;
+        let record = &self.logs[place.log as usize].extent(place.number).record;
+        match record.state {
+            // A seal decides an end that others may have written beyond: only a fence stops that.
+            ExtentState::Open => {
+                return Err(Refusal::new(ErrorCode::Conflict, seal.extent.epoch.0));
+            }
+            ExtentState::Sealed if record.end != seal.end => {
+                return Err(Refusal::new(ErrorCode::Conflict, seal.extent.epoch.0));
+            }
+            ExtentState::Sealed => {
+                return Ok(self.obeyed(shard, place, self.logs[place.log as usize].appended()));
+            }
+            ExtentState::Fenced => {}
+        }
+        if seal.end > record.end || seal.end < record.open.first_offset {
+            return Err(Refusal::new(ErrorCode::BeyondEnd, record.end.0));
+        }
+        // With one copy everything that was acked lies before the fence's end: sealing below
+        // what readers saw would take it back.
+        if seal.end < self.shards.at(shard).committed && place == self.shards.at(shard).newest() {
+            return Err(Refusal::new(ErrorCode::Conflict, seal.extent.epoch.0));
+        }
+        self.end_extent(place, ExtentState::Sealed, seal.recovery_epoch, seal.end)
+            .map(|lsn| self.obeyed(shard, place, lsn))
+    }
+
+    /// Seals a shard's newest extent where it ends.
+    pub(super) fn seal_newest(&mut self, shard: u32) -> Result<(), Refusal> {
+        let place = self.shards.at(shard).newest();
+        let record = &self.logs[place.log as usize].extent(place.number).record;
+        let (recovery_epoch, end) = (record.recovery_epoch, record.end);
+        self.end_extent(place, ExtentState::Sealed, recovery_epoch, end).map(|_| ())
+    }
+
+    /// Stops the extent at once; the frame that says so comes after everything accepted before.
+    fn end_extent(
+        &mut self,
+        place: ExtentPlace,
+        state: ExtentState,
+        recovery_epoch: Epoch,
+        end: Offset,
+    ) -> Result<Lsn, Refusal> {
+        let log = &mut self.logs[place.log as usize];
+        log.reserve(&mut self.io, EXTENT_END_BYTES, Placement::Copied)?;
+        let record = &mut log.extent_mut(place.number).record;
+        (record.state, record.recovery_epoch, record.end) = (state, recovery_epoch, end);
+        let payload = ExtentEnd { state, recovery_epoch, end }.encode();
+        Ok(log.append_record(&mut self.io, LogFrameKind::End, place.number, &payload))
+    }
+
+    fn trim(&mut self, trim: TrimShard) -> Result<Obeyed, Refusal> {
+        let shard = self.place_of(trim.shard)?;
+        let committed = self.shards.at(shard).committed;
+        if trim.first_kept > committed {
+            return Err(Refusal::new(ErrorCode::BeyondEnd, committed.0));
+        }
+        let mut last = None;
+        for place in self.shards.at(shard).extents.clone() {
+            let log = &mut self.logs[place.log as usize];
+            let record = &log.extent(place.number).record;
+            let first_kept = trim.first_kept.min(record.end);
+            if first_kept > record.first_kept {
+                log.reserve(&mut self.io, EXTENT_TRIM_BYTES, Placement::Copied)?;
+                log.extent_mut(place.number).record.first_kept = first_kept;
+                let payload = ExtentTrim { first_kept }.encode();
+                log.append_record(&mut self.io, LogFrameKind::Trim, place.number, &payload);
+            }
+            last = Some((place, log.appended()));
+        }
+        let (place, lsn) = last.expect("a shard has an extent");
+        Ok(self.obeyed(shard, place, lsn))
+    }
+
+    /// The extent that a command names, unless a later recovery is under way.
+    fn find_extent(
+        &self,
+        extent: ExtentId,
+        recovery_epoch: Epoch,
+    ) -> Result<(u32, ExtentPlace), Refusal> {
+        let shard = self.place_of(extent.shard)?;
+        for place in &self.shards.at(shard).extents {
+            let record = &self.logs[place.log as usize].extent(place.number).record;
+            if record.open.extent == extent {
+                if recovery_epoch < record.recovery_epoch {
+                    return Err(Refusal::new(ErrorCode::StaleRecovery, record.recovery_epoch.0));
+                }
+                return Ok((shard, *place));
+            }
+        }
+        Err(ErrorCode::UnknownShard.into())
+    }
+
+    fn obeyed(&self, shard: u32, place: ExtentPlace, lsn: Lsn) -> Obeyed {
+        let newest = self.shards.at(shard).newest();
+        let epoch = self.logs[newest.log as usize].extent(newest.number).record.open.extent.epoch;
+        let end = self.logs[place.log as usize].extent(place.number).record.end;
+        let earliest = self.shards.at(shard).earliest(&self.logs);
+        Obeyed { log: place.log, lsn, epoch, earliest, end }
+    }
+}
+
+/// A record of the largest size fits a segment of the smallest.
+const _: () = assert!(align_up(RECORD_BYTES_MAX as u64, 64) < 1 << 20);

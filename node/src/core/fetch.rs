@@ -1,0 +1,618 @@
+//! Fetches: committed batches of a shard, from the tail in memory or from disk, sent as they rest.
+//!
+//! A fetch finds its batches, waits for a commit when there are none, loads the footers it needs
+//! to find them, reads what is not in memory, checks what it read, and answers. Bytes from disk
+//! are never sent unchecked; bytes from memory were checked when they came.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+
+use thalweg_wire::batch::{BatchHeader, HEADER_BYTES};
+use thalweg_wire::checksum::crc32c;
+use thalweg_wire::codec::align_up;
+use thalweg_wire::control::ExtentState;
+use thalweg_wire::error::{ErrorCode, Refusal};
+use thalweg_wire::fetch::{FETCH_ANSWER_BYTES, FetchAnswer, FetchFrom, FetchRequest};
+use thalweg_wire::frame::{FrameHeader, FrameKind};
+use thalweg_wire::ids::{Epoch, Offset};
+use thalweg_wire::limits;
+use thalweg_wire::produce::padded_bytes;
+
+use super::connection::ConnectionKey;
+use super::machine::Core;
+use super::shard::ExtentPlace;
+use crate::config::BLOCK_BYTES;
+use crate::io::{BufferId, Errno, FileId, Io, Piece, Token};
+use crate::log::footer::{Footer, Trailer};
+use crate::log::format::{FRAME_HEADER_BYTES, LogFrame};
+use crate::log::index::Target;
+use crate::log::segments::{Found, Log, Search};
+
+/// Batches that lie no further apart than this are read in one operation.
+const READ_GAP_BYTES: u64 = 16 << 10;
+/// Bytes of one read, unless a single batch is larger.
+const READ_BYTES_MAX: u64 = 1 << 20;
+
+/// A fetch on its way.
+#[derive(Debug)]
+pub struct Fetch {
+    connection: ConnectionKey,
+    correlation: u64,
+    request: FetchRequest,
+    shard: u32,
+    due_us: u64,
+    reads: Vec<Read>,
+    reads_left: usize,
+    parts: Vec<Part>,
+    failed: Option<Refusal>,
+    state: State,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum State {
+    /// For a commit, until it is due.
+    WaitsForCommit,
+    /// For memory.
+    WaitsForMemory,
+    /// For a footer or batches from disk.
+    Reads,
+}
+
+/// One read from disk, of batches or of a footer.
+#[derive(Clone, Copy, Debug)]
+struct Read {
+    buffer: BufferId,
+    bytes: usize,
+    purpose: Purpose,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Purpose {
+    Batches,
+    Footer { log: u32, sequence: u64 },
+}
+
+/// One batch of the answer.
+#[derive(Clone, Copy, Debug)]
+struct Part {
+    found: Found,
+    /// Where the batch's frame lies; the part has a reference of the buffer.
+    buffer: BufferId,
+    start: usize,
+    from_disk: bool,
+}
+
+/// What a look at the shard came to.
+enum Look {
+    Found {
+        log: u32,
+        found: Vec<Found>,
+    },
+    NeedsFooter {
+        log: u32,
+        sequence: u64,
+    },
+    /// Nothing now; there will be, from this offset on.
+    Nothing {
+        next: Offset,
+    },
+    /// Nothing ever: the end of the last extent.
+    SealedEnd {
+        next: Offset,
+    },
+}
+
+/// Footers in memory, bounded; the one unused for longest leaves first.
+#[derive(Debug)]
+pub struct FooterCache {
+    footers: HashMap<(u32, u64), CachedFooter>,
+    bytes: usize,
+    bytes_max: usize,
+    uses: Cell<u64>,
+}
+
+#[derive(Clone, Debug)]
+struct CachedFooter {
+    buffer: BufferId,
+    bytes: usize,
+    last_use: Cell<u64>,
+}
+
+impl FooterCache {
+    /// An empty cache of at most `bytes_max`, or one footer.
+    #[must_use]
+    pub fn new(bytes_max: usize) -> FooterCache {
+        FooterCache { footers: HashMap::new(), bytes: 0, bytes_max, uses: Cell::new(0) }
+    }
+
+    fn next_use(&self) -> u64 {
+        self.uses.set(self.uses.get() + 1);
+        self.uses.get()
+    }
+
+    /// Takes a footer in; hands the buffers of those that leave to `release`.
+    fn insert(
+        &mut self,
+        key: (u32, u64),
+        buffer: BufferId,
+        bytes: usize,
+        mut release: impl FnMut(BufferId),
+    ) {
+        let footer = CachedFooter { buffer, bytes, last_use: Cell::new(self.next_use()) };
+        self.bytes += bytes;
+        if let Some(same) = self.footers.insert(key, footer) {
+            self.bytes -= same.bytes;
+            release(same.buffer);
+        }
+        while self.bytes > self.bytes_max && self.footers.len() > 1 {
+            let oldest = self.footers.iter().min_by_key(|(_, footer)| footer.last_use.get());
+            let oldest = *oldest.expect("more than one").0;
+            let footer = self.footers.remove(&oldest).expect("just found");
+            self.bytes -= footer.bytes;
+            release(footer.buffer);
+        }
+    }
+}
+
+impl<I: Io> Core<I> {
+    /// Serves a fetch.
+    pub(super) fn fetch(&mut self, key: ConnectionKey, header: &FrameHeader, piece: Piece) {
+        let request = match FetchRequest::decode(self.io.memory().piece(piece)) {
+            Ok(request) => request,
+            Err(error) => return self.refuse_connection(key, error.refusal()),
+        };
+        let shard = match self.place_of(request.shard) {
+            Ok(shard) => shard,
+            Err(refusal) => return self.refuse_fetch(key, header.correlation, None, refusal),
+        };
+        if let Some(connection) = self.connection(key) {
+            connection.requests += 1;
+        }
+        let fetch = self.fetches.insert(Fetch {
+            connection: key,
+            correlation: header.correlation,
+            request,
+            shard,
+            due_us: self.time.now_us + u64::from(request.wait_ms) * 1000,
+            reads: Vec::new(),
+            reads_left: 0,
+            parts: Vec::new(),
+            failed: None,
+            state: State::WaitsForMemory,
+        });
+        self.go_on_fetch(fetch as u32);
+    }
+
+    /// Looks at the shard again and does what the look asks for.
+    fn go_on_fetch(&mut self, id: u32) {
+        let key = self.fetches[id as usize].connection;
+        if self.connection(key).is_none() {
+            self.fetches.remove(id as usize);
+            return;
+        }
+        match self.look(id) {
+            Err(refusal) => self.finish_fetch(id, Err(refusal)),
+            Ok(Look::SealedEnd { next }) => self.answer_empty(id, next, true),
+            Ok(Look::Nothing { next }) => {
+                let fetch = &mut self.fetches[id as usize];
+                if self.time.now_us >= fetch.due_us {
+                    return self.answer_empty(id, next, false);
+                }
+                if matches!(fetch.request.from, FetchFrom::Latest | FetchFrom::Earliest) {
+                    fetch.request.from = FetchFrom::Offset(next);
+                }
+                fetch.state = State::WaitsForCommit;
+                self.fetches_due.insert((fetch.due_us, id));
+                let shard = fetch.shard;
+                self.shards.at_mut(shard).waiting.push(id);
+            }
+            Ok(Look::NeedsFooter { log, sequence }) => {
+                if !self.read_footer(id, log, sequence) {
+                    self.wait_for_memory(id);
+                }
+            }
+            Ok(Look::Found { log, found }) => {
+                if !self.gather_parts(id, log, &found) {
+                    self.wait_for_memory(id);
+                }
+            }
+        }
+    }
+
+    fn wait_for_memory(&mut self, id: u32) {
+        self.fetches[id as usize].state = State::WaitsForMemory;
+        self.fetches_waiting.push_back(id);
+    }
+
+    /// Commits happened for which these fetches wait.
+    pub(super) fn wake_fetches(&mut self, waiting: Vec<u32>) {
+        for id in waiting {
+            let Some(fetch) = self.fetches.get(id as usize) else { continue };
+            if fetch.state == State::WaitsForCommit {
+                self.fetches_due.remove(&(fetch.due_us, id));
+                self.go_on_fetch(id);
+            }
+        }
+    }
+
+    /// A fetch has waited for as long as it wanted to.
+    pub(super) fn fetch_is_due(&mut self, id: u32) {
+        let shard = self.fetches[id as usize].shard;
+        self.shards.at_mut(shard).waiting.retain(|waiting| *waiting != id);
+        self.go_on_fetch(id);
+    }
+
+    /// Fetches that waited for memory go on, in order, until one has to wait again.
+    pub(super) fn resume_fetches(&mut self) {
+        for _ in 0..self.fetches_waiting.len() {
+            let Some(id) = self.fetches_waiting.pop_front() else { return };
+            let waiting = self.fetches_waiting.len();
+            self.go_on_fetch(id);
+            if self.fetches_waiting.len() > waiting {
+                let last = self.fetches_waiting.pop_back().expect("it waits again");
+                self.fetches_waiting.push_front(last);
+                return;
+            }
+        }
+    }
+
+    /// Finds what the fetch asks for, from the extent on in which it begins.
+    fn look(&mut self, id: u32) -> Result<Look, Refusal> {
+        let fetch = &self.fetches[id as usize];
+        let (shard, request) = (self.shards.at(fetch.shard), fetch.request);
+        let (committed, earliest) = (shard.committed, shard.earliest(&self.logs));
+        let extents: Vec<ExtentPlace> = shard
+            .extents
+            .iter()
+            .copied()
+            .filter(|place| {
+                request.epoch == Epoch(0) || epoch_of(&self.logs, *place) == request.epoch
+            })
+            .collect();
+        if extents.is_empty() {
+            return Err(ErrorCode::UnknownShard.into());
+        }
+        let target = match request.from {
+            FetchFrom::Offset(offset) if offset < earliest => {
+                return Err(Refusal::new(ErrorCode::Trimmed, earliest.0));
+            }
+            FetchFrom::Offset(offset) if offset > committed => {
+                return Err(Refusal::new(ErrorCode::BeyondEnd, committed.0));
+            }
+            FetchFrom::Offset(offset) => Target::Offset(offset),
+            FetchFrom::Time(time_ms) => Target::Time(time_ms),
+            FetchFrom::Earliest => Target::Offset(earliest),
+            FetchFrom::Latest => Target::Offset(committed),
+        };
+        let bytes_max = u64::from(request.bytes_max);
+        for (at, place) in extents.iter().enumerate() {
+            let log = &self.logs[place.log as usize];
+            let record = &log.extent(place.number).record;
+            let end = record.end.min(committed);
+            // Batches that were let go are not found by their time either.
+            let from = match target {
+                Target::Offset(offset) => Target::Offset(offset.max(record.first_kept)),
+                Target::Time(time_ms) => Target::Time(time_ms),
+            };
+            let mut found = Vec::new();
+            let mut bytes = 0;
+            let footers =
+                |sequence| cached_footer(&self.footers, &self.io, log, place.log, sequence);
+            let search = log.search(place.number, from, end, footers, |next| {
+                let batch_bytes = padded_bytes(next.location.batch_bytes as usize) as u64;
+                let fits = found.is_empty()
+                    || (bytes + batch_bytes <= bytes_max
+                        && found.len() < limits::FETCH_BATCHES_MAX as usize);
+                if fits && next.location.end_offset() > record.first_kept {
+                    bytes += batch_bytes;
+                    found.push(next);
+                }
+                fits
+            });
+            if !found.is_empty() {
+                // What lies in segments whose footers are not in memory is for the next fetch.
+                return Ok(Look::Found { log: place.log, found });
+            }
+            if let Search::NeedsFooter(sequence) = search {
+                return Ok(Look::NeedsFooter { log: place.log, sequence });
+            }
+            let last = at + 1 == extents.len();
+            if last && record.state == ExtentState::Sealed {
+                return Ok(Look::SealedEnd { next: record.end });
+            }
+        }
+        Ok(Look::Nothing { next: committed })
+    }
+
+    /// Reads a footer; false when there is no memory for it.
+    fn read_footer(&mut self, id: u32, log: u32, sequence: u64) -> bool {
+        let Some(sealed) = self.logs[log as usize].sealed(sequence).copied() else {
+            self.finish_fetch(id, Err(ErrorCode::Corrupt.into()));
+            return true;
+        };
+        let bytes = align_up(sealed.trailer.body_bytes(), BLOCK_BYTES).max(BLOCK_BYTES) as usize;
+        let purpose = Purpose::Footer { log, sequence };
+        self.start_read(id, sealed.file, sealed.trailer.footer_at, bytes, purpose)
+    }
+
+    fn start_read(
+        &mut self,
+        id: u32,
+        file: FileId,
+        at: u64,
+        bytes: usize,
+        purpose: Purpose,
+    ) -> bool {
+        let Some(buffer) = self.allocate_keeping_reserve(bytes) else { return false };
+        self.reading_bytes += bytes;
+        let fetch = &mut self.fetches[id as usize];
+        let part = fetch.reads.len() as u32;
+        fetch.reads.push(Read { buffer, bytes, purpose });
+        fetch.reads_left += 1;
+        fetch.state = State::Reads;
+        let into = Piece { buffer, start: 0, bytes: bytes as u32 };
+        self.io.read(Token::Read { fetch: id, part }, file, at, into);
+        self.counters.reads += 1;
+        self.counters.bytes_read += bytes as u64;
+        true
+    }
+
+    /// Takes the batches from memory or starts to read them; false when there is no memory for
+    /// that, and then nothing was started.
+    fn gather_parts(&mut self, id: u32, log: u32, found: &[Found]) -> bool {
+        // Reads together use at most a quarter of the memory.
+        let bytes: u64 = found.iter().map(|found| u64::from(found.location.batch_bytes)).sum();
+        let limit = self.io.memory().total_bytes() / 4;
+        if self.reading_bytes > 0 && self.reading_bytes + bytes as usize > limit {
+            return false;
+        }
+        let mut at = 0;
+        while at < found.len() {
+            let lsn = found[at].location.lsn;
+            if let Some((buffer, start)) = self.logs[log as usize].cache().find(lsn) {
+                self.io.memory_mut().retain(buffer);
+                let part = Part { found: found[at], buffer, start, from_disk: false };
+                self.fetches[id as usize].parts.push(part);
+                at += 1;
+                continue;
+            }
+            let count = self.read_together(log, &found[at..]);
+            if !self.read_batches(id, log, &found[at..at + count]) {
+                // What was found so far is an answer; with nothing found, it waits.
+                break;
+            }
+            at += count;
+        }
+        let fetch = &self.fetches[id as usize];
+        if fetch.parts.is_empty() {
+            return false;
+        }
+        if fetch.reads_left == 0 {
+            self.finish_fetch(id, Ok(()));
+        }
+        true
+    }
+
+    /// How many of the batches are read in one operation: those that lie close together.
+    fn read_together(&self, log: u32, found: &[Found]) -> usize {
+        let end_of = |found: &Found| {
+            found.location.lsn.0 + FRAME_HEADER_BYTES as u64 + u64::from(found.location.batch_bytes)
+        };
+        let (first, mut end) = (&found[0], end_of(&found[0]));
+        let mut count = 1;
+        for next in &found[1..] {
+            let close = next.sequence == first.sequence
+                && next.location.lsn.0 <= end + READ_GAP_BYTES
+                && end_of(next) - first.location.lsn.0 <= READ_BYTES_MAX;
+            let in_memory = self.logs[log as usize].cache().find(next.location.lsn).is_some();
+            if !close || in_memory {
+                break;
+            }
+            end = end_of(next);
+            count += 1;
+        }
+        count
+    }
+
+    fn read_batches(&mut self, id: u32, log: u32, found: &[Found]) -> bool {
+        let (file, base) = self.logs[log as usize].segment_file(found[0].sequence);
+        let last = found.last().expect("at least one batch").location;
+        let start = (found[0].location.lsn.0 - base.0) & !(BLOCK_BYTES - 1);
+        let end = last.lsn.0 - base.0 + FRAME_HEADER_BYTES as u64 + u64::from(last.batch_bytes);
+        let bytes = (align_up(end, BLOCK_BYTES) - start) as usize;
+        if !self.start_read(id, file, start, bytes, Purpose::Batches) {
+            return false;
+        }
+        let buffer = self.fetches[id as usize].reads.last().expect("just started").buffer;
+        for found in found {
+            self.io.memory_mut().retain(buffer);
+            let part_start = (found.location.lsn.0 - base.0 - start) as usize;
+            let part = Part { found: *found, buffer, start: part_start, from_disk: true };
+            self.fetches[id as usize].parts.push(part);
+        }
+        true
+    }
+
+    /// A read of a fetch ended.
+    pub(super) fn read_completed(&mut self, id: u32, part: u32, result: Result<u32, Errno>) {
+        let fetch = &mut self.fetches[id as usize];
+        let read = fetch.reads[part as usize];
+        fetch.reads_left -= 1;
+        self.reading_bytes -= read.bytes;
+        if result != Ok(read.bytes as u32) {
+            tracing::error!(?result, bytes = read.bytes, "a read from the log failed");
+            fetch.failed = Some(ErrorCode::Corrupt.into());
+        }
+        if fetch.reads_left > 0 {
+            return;
+        }
+        if let Some(refusal) = fetch.failed {
+            return self.finish_fetch(id, Err(refusal));
+        }
+        match read.purpose {
+            Purpose::Batches => self.finish_fetch(id, Ok(())),
+            Purpose::Footer { log, sequence } => {
+                self.fetches[id as usize].reads.clear();
+                if self.keep_footer(log, sequence, read.buffer) {
+                    self.go_on_fetch(id);
+                } else {
+                    self.io.memory_mut().release(read.buffer);
+                    self.finish_fetch(id, Err(ErrorCode::Corrupt.into()));
+                }
+            }
+        }
+    }
+
+    /// Checks a footer that was read and keeps it; false when it is damaged.
+    fn keep_footer(&mut self, log: u32, sequence: u64, buffer: BufferId) -> bool {
+        let Some(sealed) = self.logs[log as usize].sealed(sequence) else { return false };
+        let bytes = self.io.memory().bytes(buffer);
+        if let Err(fault) = Footer::check(bytes, &sealed.trailer, sealed.base) {
+            tracing::error!(log, sequence, %fault, "a segment's footer is damaged");
+            return false;
+        }
+        let (size, memory) = (bytes.len(), self.io.memory_mut());
+        self.footers.insert((log, sequence), buffer, size, |buffer| memory.release(buffer));
+        true
+    }
+
+    /// Answers the fetch with its parts, or with a refusal.
+    fn finish_fetch(&mut self, id: u32, result: Result<(), Refusal>) {
+        let fetch = self.fetches.remove(id as usize);
+        let result = result.and_then(|()| {
+            let mut from_disk = fetch.parts.iter().filter(|part| part.from_disk);
+            from_disk.try_for_each(|part| self.check_part(fetch.shard, part))
+        });
+        let memory = self.io.memory_mut();
+        for read in &fetch.reads {
+            if matches!(read.purpose, Purpose::Batches) {
+                memory.release(read.buffer);
+            }
+        }
+        match result {
+            Ok(()) => self.send_parts(&fetch),
+            Err(refusal) => {
+                fetch.parts.iter().for_each(|part| memory.release(part.buffer));
+                let shard = Some(fetch.shard);
+                self.refuse_fetch(fetch.connection, fetch.correlation, shard, refusal);
+            }
+        }
+        self.request_done(fetch.connection);
+    }
+
+    /// Holds a batch from disk against everything that is known of it.
+    fn check_part(&self, shard: u32, part: &Part) -> Result<(), Refusal> {
+        let location = &part.found.location;
+        let bytes = &self.io.memory().bytes(part.buffer)[part.start..];
+        let batch = &bytes[FRAME_HEADER_BYTES..][..location.batch_bytes as usize];
+        let frame = LogFrame::decode(bytes, part.found.sequence, location.lsn);
+        let header = BatchHeader::decode(batch);
+        let intact = frame.is_ok_and(|frame| frame.payload_bytes == location.batch_bytes)
+            && header.is_ok_and(|header| {
+                header.shard == self.shards.at(shard).id
+                    && header.first_offset == location.first_offset
+                    && header.batch_bytes() == batch.len()
+                    && crc32c(&batch[HEADER_BYTES..]) == header.body_crc
+            });
+        if intact {
+            return Ok(());
+        }
+        tracing::error!(
+            lsn = location.lsn.0,
+            sequence = part.found.sequence,
+            "stored records are damaged; they are not served"
+        );
+        Err(Refusal::new(ErrorCode::Corrupt, location.first_offset.0))
+    }
+
+    fn send_parts(&mut self, fetch: &Fetch) {
+        let batch_bytes = |part: &Part| padded_bytes(part.found.location.batch_bytes as usize);
+        let bytes: usize = fetch.parts.iter().map(batch_bytes).sum();
+        let last = fetch.parts.last().expect("an answer with batches").found.location;
+        let answer = self.describe_answer(fetch.shard, last.end_offset());
+        let header = FrameHeader {
+            kind: FrameKind::FetchAnswer,
+            payload_bytes: (FETCH_ANSWER_BYTES + bytes) as u32,
+            items: fetch.parts.len() as u32,
+            correlation: fetch.correlation,
+        };
+        self.push_output(fetch.connection, &header.encode());
+        self.push_output(fetch.connection, &answer.encode());
+        self.counters.fetches_answered += 1;
+        for part in &fetch.parts {
+            let from_disk = u64::from(part.from_disk);
+            self.counters.batches_from_disk += from_disk;
+            self.counters.batches_from_memory += 1 - from_disk;
+            // Behind a batch in the log stand zeroes up to the next frame: its padding here.
+            let piece = Piece {
+                buffer: part.buffer,
+                start: (part.start + FRAME_HEADER_BYTES) as u32,
+                bytes: batch_bytes(part) as u32,
+            };
+            match self.connection(fetch.connection) {
+                Some(connection) => connection.output.push_piece(piece),
+                None => self.io.memory_mut().release(part.buffer),
+            }
+        }
+    }
+
+    fn describe_answer(&self, shard: u32, next: Offset) -> FetchAnswer {
+        let shard = self.shards.at(shard);
+        FetchAnswer {
+            status: Ok(()),
+            earliest: shard.earliest(&self.logs),
+            next,
+            committed: shard.committed,
+            last_append_ms: shard.committed_ms,
+            sealed_end: false,
+        }
+    }
+
+    fn answer_empty(&mut self, id: u32, next: Offset, sealed_end: bool) {
+        let fetch = self.fetches.remove(id as usize);
+        let answer = FetchAnswer { sealed_end, ..self.describe_answer(fetch.shard, next) };
+        let payload = answer.encode();
+        self.answer(fetch.connection, FrameKind::FetchAnswer, 0, fetch.correlation, &payload);
+        self.request_done(fetch.connection);
+    }
+
+    fn refuse_fetch(
+        &mut self,
+        key: ConnectionKey,
+        correlation: u64,
+        shard: Option<u32>,
+        refusal: Refusal,
+    ) {
+        self.counters.refusals += 1;
+        let known = shard.map(|shard| self.describe_answer(shard, self.shards.at(shard).committed));
+        let unknown = FetchAnswer {
+            status: Ok(()),
+            earliest: Offset(0),
+            next: Offset(0),
+            committed: Offset(0),
+            last_append_ms: 0,
+            sealed_end: false,
+        };
+        let answer = FetchAnswer { status: Err(refusal), ..known.unwrap_or(unknown) };
+        self.answer(key, FrameKind::FetchAnswer, 0, correlation, &answer.encode());
+    }
+}
+
+fn epoch_of(logs: &[Log], place: ExtentPlace) -> Epoch {
+    logs[place.log as usize].extent(place.number).record.open.extent.epoch
+}
+
+/// A footer that is in memory, ready to be searched.
+fn cached_footer<'a>(
+    cache: &FooterCache,
+    io: &'a impl Io,
+    log: &Log,
+    place: u32,
+    sequence: u64,
+) -> Option<Footer<'a>> {
+    let cached = cache.footers.get(&(place, sequence))?;
+    cached.last_use.set(cache.next_use());
+    let sealed = log.sealed(sequence)?;
+    let trailer: &Trailer = &sealed.trailer;
+    Some(Footer::checked(io.memory().bytes(cached.buffer), trailer, sealed.base))
+}

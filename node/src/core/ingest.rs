@@ -1,0 +1,76 @@
+//! Produce frames: taken apart into batches, each judged and stored or refused by itself.
+
+use thalweg_wire::error::ErrorCode;
+use thalweg_wire::frame::FrameHeader;
+use thalweg_wire::produce::{Ack, split_batches};
+
+use super::acknowledge::ProduceInProgress;
+use super::connection::{ConnectionKey, PAYLOAD_AT, Payload};
+use super::machine::Core;
+use crate::io::{Io, Piece};
+use crate::log::format::FRAME_HEADER_BYTES;
+use crate::log::segments::{IN_PLACE_BYTES_MIN, Placement};
+
+impl<I: Io> Core<I> {
+    /// Serves a produce frame. Its answer leaves when every batch has one.
+    pub(super) fn produce(&mut self, key: ConnectionKey, header: &FrameHeader, payload: Payload) {
+        let pieces = {
+            let bytes = self.io.memory().piece(payload.piece);
+            split_batches(bytes, header.items).map(|places| {
+                let start = payload.piece.start as usize;
+                places
+                    .map(|place| Piece {
+                        buffer: payload.piece.buffer,
+                        start: (start + place.start) as u32,
+                        bytes: place.len() as u32,
+                    })
+                    .collect::<Vec<Piece>>()
+            })
+        };
+        let pieces = match pieces {
+            Ok(pieces) => pieces,
+            Err(error) => {
+                self.release_payload(payload);
+                return self.refuse_connection(key, error.refusal());
+            }
+        };
+        if let Some(connection) = self.connection(key) {
+            connection.requests += 1;
+        }
+        let in_progress = ProduceInProgress::new(key, header.correlation, pieces.len());
+        let produce = self.produces.insert(in_progress) as u32;
+        // A large batch alone in its frame is written from where it was received.
+        let in_place = payload.owned
+            && pieces.len() == 1
+            && pieces[0].start as usize == PAYLOAD_AT
+            && FRAME_HEADER_BYTES + pieces[0].bytes as usize >= IN_PLACE_BYTES_MIN;
+        let placement = if in_place { Placement::InPlace } else { Placement::Copied };
+        let mut kept = false;
+        for (item, piece) in (0..).zip(&pieces) {
+            match self.admit(*piece, placement) {
+                Ok(admitted) => {
+                    kept |= in_place && !admitted.stored.duplicate;
+                    self.wait_for_commit(produce, item, admitted);
+                }
+                Err(refusal) => self.decide(produce, item, Ack::refused(refusal)),
+            }
+        }
+        if !kept {
+            self.release_payload(payload);
+        }
+    }
+
+    fn release_payload(&mut self, payload: Payload) {
+        if payload.owned {
+            self.io.memory_mut().release(payload.piece.buffer);
+        }
+    }
+
+    /// Counts what was refused, and says why when a person may have to act.
+    pub(super) fn count_refusal(&mut self, code: ErrorCode) {
+        self.counters.refusals += 1;
+        if matches!(code, ErrorCode::ChecksumMismatch | ErrorCode::BatchInvalid) {
+            tracing::warn!(?code, "a batch is refused");
+        }
+    }
+}

@@ -1,0 +1,689 @@
+//! A core, turning: takes completions, messages and ticks, and emits operations.
+//!
+//! It never blocks and never reads a clock: time is handed to it. One turn takes all completions
+//! in, then settles: what became durable is answered, what may be written is submitted, what
+//! waits is sent. Nothing is decided twice within a turn.
+
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+
+use slab::Slab;
+use thalweg_wire::control::ExtentState;
+use thalweg_wire::error::{ErrorCode, Refusal};
+use thalweg_wire::frame::{ErrorAnswer, FrameHeader, FrameKind};
+use thalweg_wire::ids::{BootId, DiskId, Epoch};
+use thalweg_wire::limits;
+
+use super::acknowledge::{Pending, ProduceInProgress};
+use super::connection::{
+    Connection, ConnectionKey, Ending, LARGE_FRAME_BYTES, LARGE_FRAMES_MAX, Payload, Progress,
+};
+use super::fetch::{Fetch, FooterCache};
+use super::shard::{Placement, Shards};
+use crate::counters::Counters;
+use crate::io::arena::PAGE_BYTES;
+use crate::io::{BufferId, Completion, ConnectionId, Errno, Io, Token};
+use crate::log::segments::{FreeSegment, Log};
+
+/// Time, as the core is told it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Time {
+    /// Microseconds since some moment; never runs back.
+    pub now_us: u64,
+    /// Milliseconds since 1970.
+    pub wall_ms: u64,
+}
+
+/// What a core is told when it is made.
+#[derive(Clone, Debug)]
+pub struct CoreSettings {
+    /// Which core of the node.
+    pub core: u16,
+    /// Port of each core.
+    pub ports: Vec<u16>,
+    /// The node's disks.
+    pub disks: Vec<DiskId>,
+    /// This start of the node.
+    pub boot: BootId,
+    /// See [`crate::config::NodeConfig`].
+    pub min_frame_bytes_per_s: u64,
+    /// See [`crate::config::NodeConfig`].
+    pub connections_max: usize,
+    /// Zero-filled segments that each log should have in wait.
+    pub free_segments_min: usize,
+}
+
+/// What a core asks of the world outside.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CoreRequest {
+    /// A zero-filled segment for this log of the core.
+    FillSegment {
+        /// Index of the log in its core.
+        log: u32,
+    },
+}
+
+/// What a core is told from outside.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum CoreMessage {
+    /// A segment was filled.
+    SegmentReady {
+        /// Index of the log in its core.
+        log: u32,
+        /// The segment.
+        segment: FreeSegment,
+    },
+    /// A segment could not be filled.
+    SegmentFailed {
+        /// Index of the log in its core.
+        log: u32,
+        /// Why.
+        errno: Errno,
+    },
+    /// The node stops: take nothing more, finish what was taken.
+    Stop,
+}
+
+/// Frames smaller than this have a second to arrive, whatever the minimum rate.
+const FRAME_GRACE_US: u64 = 1_000_000;
+/// How often slow senders are looked for.
+const TICK_US: u64 = 100_000;
+/// A filled disk is asked again after this long.
+const NO_SPACE_RETRY_US: u64 = 5_000_000;
+/// How long a connection that is closing may take to accept its last answer.
+const LAST_ANSWER_US: u64 = 1_000_000;
+/// A core wakes at least this often, to look after what no completion tells of.
+const IDLE_US: u64 = 1_000_000;
+
+/// A core. `I` is the world: a ring, a simulator, or nothing.
+pub struct Core<I: Io> {
+    pub(super) io: I,
+    pub(super) time: Time,
+    pub(super) settings: CoreSettings,
+    pub(super) placement: Arc<Placement>,
+    pub(super) logs: Vec<Log>,
+    pub(super) shards: Shards,
+    /// Answers that wait for a log, in the order of their positions.
+    pub(super) pending: Vec<VecDeque<Pending>>,
+    pub(super) produces: Slab<ProduceInProgress>,
+    pub(super) fetches: Slab<Fetch>,
+    /// Fetches that wait for memory, the first to go on first.
+    pub(super) fetches_waiting: VecDeque<u32>,
+    /// When waiting fetches are answered though nothing came: time and fetch.
+    pub(super) fetches_due: BTreeSet<(u64, u32)>,
+    /// Bytes of buffers that reads in flight fill.
+    pub(super) reading_bytes: usize,
+    pub(super) footers: FooterCache,
+    pub(super) counters: Counters,
+    connections: HashMap<ConnectionId, Connection>,
+    serials: u64,
+    /// Connections whose output or input may go on, to be looked at once a turn.
+    touched: Vec<ConnectionId>,
+    waiting_for_memory: VecDeque<ConnectionKey>,
+    large_frames: u32,
+    requests: Vec<CoreRequest>,
+    fills_requested: Vec<usize>,
+    fill_retry_us: Option<u64>,
+    next_tick_us: u64,
+    /// Whether a tick has something to look after: a frame that is due, a connection that ends.
+    watching: bool,
+    stopping: bool,
+}
+
+impl<I: Io> Core<I> {
+    /// A core with its logs, whose state was recovered.
+    #[must_use]
+    pub fn new(
+        io: I,
+        settings: CoreSettings,
+        placement: Arc<Placement>,
+        logs: Vec<Log>,
+        time: Time,
+    ) -> Core<I> {
+        let shards = Shards::from_logs(&logs, time.now_us);
+        for place in shards.places() {
+            placement.claim(shards.at(place).id, settings.core);
+        }
+        let footers = FooterCache::new(io.memory().total_bytes() / 16);
+        let count = logs.len();
+        Core {
+            io,
+            time,
+            settings,
+            placement,
+            logs,
+            shards,
+            pending: (0..count).map(|_| VecDeque::new()).collect(),
+            produces: Slab::new(),
+            fetches: Slab::new(),
+            fetches_waiting: VecDeque::new(),
+            fetches_due: BTreeSet::new(),
+            reading_bytes: 0,
+            footers,
+            counters: Counters::default(),
+            connections: HashMap::new(),
+            serials: 0,
+            touched: Vec::new(),
+            waiting_for_memory: VecDeque::new(),
+            large_frames: 0,
+            requests: Vec::new(),
+            fills_requested: vec![0; count],
+            fill_retry_us: None,
+            next_tick_us: time.now_us,
+            watching: false,
+            stopping: false,
+        }
+    }
+
+    /// Seals what an earlier start left open and opens it anew under the next epoch: what a
+    /// controller would do, for a node that has none.
+    ///
+    /// # Errors
+    /// The refusal of the first shard that could not be opened.
+    pub fn reopen_shards(&mut self) -> Result<(), Refusal> {
+        for place in self.shards.places() {
+            let newest = self.shards.at(place).newest();
+            let record = &self.logs[newest.log as usize].extent(newest.number).record;
+            if record.state == ExtentState::Open && record.boot != self.settings.boot {
+                let mut open = record.open;
+                open.extent.epoch = Epoch(open.extent.epoch.0 + 1);
+                open.first_offset = record.end;
+                self.seal_newest(place)?;
+                self.open_next(place, open)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// One turn: takes in what completed, then settles. Answers how long nothing will happen by
+    /// itself, in microseconds.
+    pub fn turn(&mut self, time: Time, completions: &mut Vec<Completion>) -> u64 {
+        self.time = time;
+        for completion in completions.drain(..) {
+            self.take_in(completion);
+        }
+        self.tick();
+        self.settle();
+        self.idle_us()
+    }
+
+    /// The world, to wait for completions.
+    pub fn io_mut(&mut self) -> &mut I {
+        &mut self.io
+    }
+
+    /// The world.
+    #[must_use]
+    pub fn io(&self) -> &I {
+        &self.io
+    }
+
+    /// The logs.
+    #[must_use]
+    pub fn logs(&self) -> &[Log] {
+        &self.logs
+    }
+
+    /// The shards.
+    #[must_use]
+    pub fn shards(&self) -> &Shards {
+        &self.shards
+    }
+
+    /// What was counted so far.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        let mut counters = self.counters.clone();
+        for log in &self.logs {
+            let (groups, bytes, syncs) = log.figures();
+            counters.groups_written += groups;
+            counters.bytes_written += bytes;
+            counters.syncs += syncs;
+        }
+        counters
+    }
+
+    /// What the core asks for; each request once.
+    pub fn take_requests(&mut self) -> Vec<CoreRequest> {
+        std::mem::take(&mut self.requests)
+    }
+
+    /// Something was told from outside.
+    pub fn tell(&mut self, message: CoreMessage) {
+        match message {
+            CoreMessage::SegmentReady { log, segment } => {
+                let place = log as usize;
+                self.fills_requested[place] = self.fills_requested[place].saturating_sub(1);
+                self.logs[place].add_free(segment);
+            }
+            CoreMessage::SegmentFailed { log, errno } => {
+                let place = log as usize;
+                self.fills_requested[place] = self.fills_requested[place].saturating_sub(1);
+                tracing::warn!(log, %errno, "a segment could not be zero-filled; reads go on");
+                self.logs[place].set_no_space();
+                self.fill_retry_us = Some(self.time.now_us + NO_SPACE_RETRY_US);
+            }
+            CoreMessage::Stop => self.stopping = true,
+        }
+    }
+
+    /// Whether everything that was taken has been answered and made durable.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        let logs_idle =
+            self.logs.iter().all(|log| !log.is_busy() && (log.is_idle() || log.failed().is_some()));
+        logs_idle
+            && self.pending.iter().all(VecDeque::is_empty)
+            && self.connections.values().all(|connection| connection.output.is_empty())
+    }
+
+    /// Shuts all connections down; answers how many there are.
+    pub fn shut_connections(&mut self) -> usize {
+        let ids: Vec<ConnectionId> = self.connections.keys().copied().collect();
+        ids.iter().for_each(|id| self.shut(*id));
+        ids.len()
+    }
+
+    fn take_in(&mut self, completion: Completion) {
+        let Completion { token, result } = completion;
+        match token {
+            Token::Accept => self.accepted(result),
+            Token::Receive(id) => self.received(id, result),
+            Token::Send(id) => self.sent(id, result),
+            Token::Close(id) => self.closed(id),
+            Token::Write { log, unit } => {
+                self.logs[log as usize].on_write(&mut self.io, unit, result);
+                self.report_failure(log);
+            }
+            Token::Sync { log } => {
+                self.logs[log as usize].on_sync(&mut self.io, result);
+                self.report_failure(log);
+            }
+            Token::Read { fetch, part } => self.read_completed(fetch, part, result),
+            Token::Wake => {}
+        }
+    }
+
+    fn report_failure(&self, log: u32) {
+        if let Some(errno) = self.logs[log as usize].failed() {
+            let identity = self.logs[log as usize].identity();
+            tracing::error!(
+                disk = %identity.disk, log = identity.log, %errno,
+                "the log stopped after a failed write or sync; nothing more is acked from it: \
+                 check the disk, then restart the node"
+            );
+        }
+    }
+
+    fn settle(&mut self) {
+        for log in 0..self.logs.len() {
+            self.acknowledge(log);
+            self.logs[log].pump(&mut self.io);
+        }
+        self.request_segments();
+        self.resume_fetches();
+        self.resume_receives();
+        let mut touched = std::mem::take(&mut self.touched);
+        for id in touched.drain(..) {
+            self.go_on(id);
+        }
+        self.touched = touched;
+    }
+
+    fn request_segments(&mut self) {
+        if self.fill_retry_us.is_some_and(|due| self.time.now_us < due) {
+            return;
+        }
+        self.fill_retry_us = None;
+        for (place, log) in self.logs.iter().enumerate() {
+            let coming = log.free_segments() + self.fills_requested[place];
+            for _ in coming..self.settings.free_segments_min {
+                self.fills_requested[place] += 1;
+                self.requests.push(CoreRequest::FillSegment { log: place as u32 });
+            }
+        }
+    }
+
+    fn accepted(&mut self, result: Result<u32, Errno>) {
+        let id = match result {
+            Ok(id) => ConnectionId(id),
+            Err(errno) => {
+                tracing::warn!(%errno, "a connection could not be accepted");
+                return;
+            }
+        };
+        let key = ConnectionKey { id, serial: self.serials };
+        self.serials += 1;
+        let full = self.stopping || self.connections.len() >= self.settings.connections_max;
+        let head = if full { None } else { self.allocate(PAGE_BYTES) };
+        match head {
+            Some(head) => {
+                self.connections.insert(id, Connection::new(key, head));
+                self.touched.push(id);
+            }
+            None => {
+                tracing::warn!("a connection is refused: the core is at its limit of them");
+                self.io.close(id);
+            }
+        }
+    }
+
+    fn received(&mut self, id: ConnectionId, result: Result<u32, Errno>) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        match result {
+            Ok(bytes) if bytes > 0 => {
+                connection.on_received(bytes as usize);
+                self.serve_frames(id);
+            }
+            _ => {
+                // The peer ended the stream, or it broke. What was taken from it is finished, and
+                // answered if it still listens.
+                connection.receiving = false;
+                if connection.ending == Ending::No {
+                    self.shut(id);
+                }
+            }
+        }
+        self.touched.push(id);
+    }
+
+    /// Serves the frames that have arrived on a connection, as far as it may.
+    fn serve_frames(&mut self, id: ConnectionId) {
+        loop {
+            let Some(connection) = self.connections.get_mut(&id) else { return };
+            if connection.receiving || !connection.takes_frames() || self.stopping {
+                return;
+            }
+            let key = connection.key;
+            match connection.next_frame(&mut self.io) {
+                Progress::Frame(header, payload) => {
+                    if header.payload_bytes as usize > LARGE_FRAME_BYTES {
+                        self.large_frames -= 1;
+                    }
+                    connection.frame_due_us = None;
+                    self.counters.frames_received += 1;
+                    self.serve(key, &header, payload);
+                }
+                Progress::NeedsBytes => {
+                    if connection.is_within_frame() && connection.frame_due_us.is_none() {
+                        connection.frame_due_us = Some(self.time.now_us + FRAME_GRACE_US);
+                        self.watching = true;
+                    }
+                    return;
+                }
+                Progress::NeedsBuffer(bytes, payload_bytes) => {
+                    if !self.start_body(key, bytes, payload_bytes) {
+                        return;
+                    }
+                }
+                Progress::Refused(refusal) => return self.refuse_connection(key, refusal),
+            }
+        }
+    }
+
+    /// Gives a frame its buffer; false when it must wait for one.
+    fn start_body(&mut self, key: ConnectionKey, bytes: usize, payload_bytes: usize) -> bool {
+        let large = payload_bytes > LARGE_FRAME_BYTES;
+        let buffer = if large && self.large_frames >= LARGE_FRAMES_MAX {
+            None
+        } else {
+            self.allocate_keeping_reserve(bytes)
+        };
+        let connection = self.connections.get_mut(&key.id).expect("its frame is being served");
+        let Some(buffer) = buffer else {
+            if !std::mem::replace(&mut connection.waits_for_memory, true) {
+                self.waiting_for_memory.push_back(key);
+            }
+            // The sender is not late while it is us who do not receive.
+            connection.frame_due_us = None;
+            return false;
+        };
+        self.large_frames += u32::from(large);
+        connection.start_body(&mut self.io, buffer);
+        let allowed_us =
+            payload_bytes as u64 * 1_000_000 / self.settings.min_frame_bytes_per_s.max(1);
+        connection.frame_due_us = Some(self.time.now_us + allowed_us.max(FRAME_GRACE_US));
+        self.watching = true;
+        true
+    }
+
+    /// Connections that waited for memory go on, in the order they came.
+    fn resume_receives(&mut self) {
+        while let Some(key) = self.waiting_for_memory.front().copied() {
+            self.waiting_for_memory.pop_front();
+            let Some(connection) = self.connection(key) else { continue };
+            connection.waits_for_memory = false;
+            self.serve_frames(key.id);
+            self.touched.push(key.id);
+            if self.connection(key).is_some_and(|connection| connection.waits_for_memory) {
+                // Still none: it keeps its turn.
+                let last = self.waiting_for_memory.pop_back().expect("it was put in last");
+                self.waiting_for_memory.push_front(last);
+                return;
+            }
+        }
+    }
+
+    /// A buffer at the expense of the tails in memory.
+    pub(super) fn allocate(&mut self, bytes: usize) -> Option<BufferId> {
+        loop {
+            if let Some(buffer) = self.io.memory_mut().allocate(bytes) {
+                return Some(buffer);
+            }
+            let largest = self.logs.iter_mut().max_by_key(|log| log.cache().bytes())?;
+            let evicted = largest.cache_mut().evict()?;
+            self.io.memory_mut().release(evicted);
+        }
+    }
+
+    /// A buffer for bytes from outside: it leaves enough memory to finish what was taken.
+    pub(super) fn allocate_keeping_reserve(&mut self, bytes: usize) -> Option<BufferId> {
+        let memory = self.io.memory();
+        let reserve = memory.total_bytes() / 8;
+        let tails: usize = self.logs.iter().map(|log| log.cache().bytes()).sum();
+        if memory.free_bytes() + tails < bytes + reserve {
+            return None;
+        }
+        self.allocate(bytes)
+    }
+
+    pub(super) fn connection(&mut self, key: ConnectionKey) -> Option<&mut Connection> {
+        self.connections.get_mut(&key.id).filter(|connection| connection.key == key)
+    }
+
+    fn serve(&mut self, key: ConnectionKey, header: &FrameHeader, payload: Payload) {
+        match header.kind {
+            FrameKind::Produce => return self.produce(key, header, payload),
+            FrameKind::Fetch => self.fetch(key, header, payload.piece),
+            FrameKind::Hello
+            | FrameKind::Describe
+            | FrameKind::OpenExtent
+            | FrameKind::FenceExtent
+            | FrameKind::SealExtent
+            | FrameKind::TrimShard => self.control(key, header, payload.piece),
+            _ => self.refuse_request(key, header.correlation, ErrorCode::UnsupportedKind.into()),
+        }
+        if payload.owned {
+            self.io.memory_mut().release(payload.piece.buffer);
+        }
+    }
+
+    /// Answers a request as a whole with a refusal.
+    pub(super) fn refuse_request(&mut self, key: ConnectionKey, correlation: u64, why: Refusal) {
+        self.counters.refusals += 1;
+        self.answer(key, FrameKind::Error, 0, correlation, &ErrorAnswer(why).encode());
+    }
+
+    /// Tells a peer that does not keep to the protocol, and closes. Only its own connection is
+    /// touched.
+    pub(super) fn refuse_connection(&mut self, key: ConnectionKey, why: Refusal) {
+        self.refuse_request(key, 0, why);
+        let due_us = self.time.now_us + LAST_ANSWER_US;
+        if let Some(connection) = self.connection(key)
+            && connection.ending == Ending::No
+        {
+            connection.ending = Ending::AfterOutput(due_us);
+            self.watching = true;
+            self.touched.push(key.id);
+        }
+    }
+
+    /// Appends a small answer to a connection's output, if the connection is still there.
+    pub(super) fn answer(
+        &mut self,
+        key: ConnectionKey,
+        kind: FrameKind,
+        items: u32,
+        correlation: u64,
+        payload: &[u8],
+    ) {
+        let payload_bytes = payload.len() as u32;
+        let header = FrameHeader { kind, payload_bytes, items, correlation };
+        self.push_output(key, &header.encode());
+        self.push_output(key, payload);
+    }
+
+    /// Appends bytes to a connection's output. A connection for whose answer there is no memory
+    /// is closed: what it was told of is durable, and repetitions are recognised.
+    pub(super) fn push_output(&mut self, key: ConnectionKey, bytes: &[u8]) {
+        let Some(connection) =
+            self.connections.get_mut(&key.id).filter(|connection| connection.key == key)
+        else {
+            return;
+        };
+        let logs = &mut self.logs;
+        let pushed = connection.output.push_bytes(self.io.memory_mut(), bytes, |memory| {
+            loop {
+                if let Some(page) = memory.allocate(PAGE_BYTES) {
+                    return Some(page);
+                }
+                let evicted = logs.iter_mut().find_map(|log| log.cache_mut().evict())?;
+                memory.release(evicted);
+            }
+        });
+        self.touched.push(key.id);
+        if !pushed {
+            tracing::warn!("a connection is closed: no memory for its answers");
+            self.shut(key.id);
+        }
+    }
+
+    fn sent(&mut self, id: ConnectionId, result: Result<u32, Errno>) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let memory = self.io.memory_mut();
+        let sent = result.map_or(usize::MAX, |bytes| bytes as usize);
+        if !connection.output.on_sent(memory, sent) {
+            self.shut(id);
+        }
+        self.touched.push(id);
+    }
+
+    /// Sends, receives, or brings to its end, whatever the connection's state asks for.
+    fn go_on(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        if matches!(connection.ending, Ending::No | Ending::AfterOutput(_)) {
+            let pieces = connection.output.start_send();
+            if !pieces.is_empty() {
+                self.io.send(id, pieces);
+            }
+        }
+        match connection.ending {
+            Ending::No => {
+                if !connection.receiving && !connection.waits_for_memory {
+                    // Frames may have been left while it was not allowed to have more taken.
+                    self.serve_frames(id);
+                    self.receive(id);
+                }
+            }
+            Ending::AfterOutput(_) => {
+                if connection.output.is_empty() {
+                    self.shut(id);
+                    self.go_on(id);
+                }
+            }
+            Ending::Shutdown => {
+                if !connection.receiving && !connection.output.is_sending() {
+                    connection.ending = Ending::Closing;
+                    self.io.close(id);
+                }
+            }
+            Ending::Closing => {}
+        }
+    }
+
+    fn receive(&mut self, id: ConnectionId) {
+        let stopping = self.stopping;
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let may = connection.takes_frames() && !connection.waits_for_memory && !stopping;
+        if may && !connection.receiving {
+            connection.receive(&mut self.io);
+        }
+        // What serving added to the output goes out in this turn.
+        let pieces = connection.output.start_send();
+        if !pieces.is_empty() {
+            self.io.send(id, pieces);
+        }
+    }
+
+    fn shut(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
+        if matches!(connection.ending, Ending::No | Ending::AfterOutput(_)) {
+            connection.ending = Ending::Shutdown;
+            self.io.shutdown(id);
+            self.touched.push(id);
+        }
+    }
+
+    fn closed(&mut self, id: ConnectionId) {
+        if let Some(mut connection) = self.connections.remove(&id) {
+            let large = connection.release(&mut self.io);
+            self.large_frames -= u32::from(large);
+        }
+    }
+
+    fn tick(&mut self) {
+        while let Some((due_us, fetch)) = self.fetches_due.first().copied() {
+            if due_us > self.time.now_us {
+                break;
+            }
+            self.fetches_due.pop_first();
+            self.fetch_is_due(fetch);
+        }
+        if !self.watching || self.time.now_us < self.next_tick_us {
+            return;
+        }
+        self.next_tick_us = self.time.now_us + TICK_US;
+        let now_us = self.time.now_us;
+        let late = |due: Option<u64>| due.is_some_and(|due_us| due_us <= now_us);
+        let mut slow = Vec::new();
+        let mut overdue = Vec::new();
+        self.watching = false;
+        for connection in self.connections.values() {
+            self.watching |= connection.frame_due_us.is_some() || connection.ending != Ending::No;
+            match connection.ending {
+                Ending::AfterOutput(due_us) if late(Some(due_us)) => {
+                    overdue.push(connection.key.id)
+                }
+                Ending::No if late(connection.frame_due_us) => slow.push(connection.key),
+                _ => {}
+            }
+        }
+        overdue.into_iter().for_each(|id| self.shut(id));
+        let rate = self.settings.min_frame_bytes_per_s;
+        for key in slow {
+            self.refuse_connection(key, Refusal::new(ErrorCode::TooSlow, rate));
+        }
+    }
+
+    /// How long nothing happens by itself.
+    fn idle_us(&self) -> u64 {
+        let tick = self.watching.then_some(self.next_tick_us);
+        let fetch = self.fetches_due.first().map(|(due_us, _)| *due_us);
+        let next = [tick, fetch, self.fill_retry_us].into_iter().flatten().min();
+        let until = next.map_or(IDLE_US, |due_us| due_us.saturating_sub(self.time.now_us));
+        until.min(IDLE_US)
+    }
+}
+
+/// A request's answer never carries more items than its frame may.
+const _: () = assert!(limits::FRAME_BATCHES_MAX <= u16::MAX as u32);

@@ -1,0 +1,16 @@
+//! A core: the state machine that owns shards, connections and logs, and never blocks.
+//!
+//! The way of a record: [`connection`] receives a frame, [`ingest`] takes its batches apart,
+//! [`admission`] decides and assigns, the log makes them durable, [`acknowledge`] answers.
+//! [`fetch`] reads back, [`control`] obeys a controller, [`machine`] turns it all.
+
+pub mod acknowledge;
+pub mod admission;
+pub mod bucket;
+pub mod connection;
+pub mod control;
+pub mod fetch;
+pub mod ingest;
+pub mod machine;
+pub mod output;
+pub mod shard;

@@ -1,0 +1,202 @@
+//! The shards that a core serves, and which core of the node serves which.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::RwLock;
+
+use thalweg_wire::control::ShardLimits;
+use thalweg_wire::hash_range::HashRange;
+use thalweg_wire::ids::{Epoch, Offset, ShardId};
+
+use super::bucket::TokenBucket;
+use crate::log::segments::Log;
+
+/// Where an extent is: the log of the core, and the log's number for it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ExtentPlace {
+    /// Index of the log in its core.
+    pub log: u32,
+    /// The log's number.
+    pub number: u32,
+}
+
+/// Write limits at work.
+#[derive(Clone, Copy, Debug)]
+pub struct Buckets {
+    /// Partition keys and data.
+    pub bytes: TokenBucket,
+    /// Records.
+    pub records: TokenBucket,
+}
+
+impl Buckets {
+    /// Full ones, as a new shard has them.
+    #[must_use]
+    pub fn full(limits: &ShardLimits, now_us: u64) -> Buckets {
+        Buckets {
+            bytes: TokenBucket::full(limits.bytes, now_us),
+            records: TokenBucket::full(limits.records, now_us),
+        }
+    }
+
+    /// Empty ones, as a shard has them whose history is not known.
+    #[must_use]
+    pub fn empty(limits: &ShardLimits, now_us: u64) -> Buckets {
+        Buckets {
+            bytes: TokenBucket::empty(limits.bytes, now_us),
+            records: TokenBucket::empty(limits.records, now_us),
+        }
+    }
+}
+
+/// A shard: its chain of extents on this node.
+#[derive(Debug)]
+pub struct Shard {
+    /// Which.
+    pub id: ShardId,
+    /// Its extents, oldest first; never empty.
+    pub extents: Vec<ExtentPlace>,
+    /// End of the committed records: readers see none beyond.
+    pub committed: Offset,
+    /// Append time of the last committed batch, milliseconds since 1970.
+    pub committed_ms: u64,
+    /// Write limits; none for raw benchmarks.
+    pub buckets: Option<Buckets>,
+    /// Fetches that wait for a commit.
+    pub waiting: Vec<u32>,
+}
+
+impl Shard {
+    /// The extent that takes appends, or took the last.
+    #[must_use]
+    pub fn newest(&self) -> ExtentPlace {
+        *self.extents.last().expect("a shard has an extent")
+    }
+
+    /// The oldest offset that is kept.
+    #[must_use]
+    pub fn earliest(&self, logs: &[Log]) -> Offset {
+        let kept = |place: &ExtentPlace| {
+            let record = &logs[place.log as usize].extent(place.number).record;
+            (record.first_kept.max(record.open.first_offset), record.end)
+        };
+        let mut earliest = Offset(0);
+        for place in &self.extents {
+            let (first, end) = kept(place);
+            earliest = first;
+            if first < end {
+                break;
+            }
+        }
+        earliest
+    }
+}
+
+/// The shards of a core.
+#[derive(Debug, Default)]
+pub struct Shards {
+    all: Vec<Shard>,
+    places: HashMap<ShardId, u32>,
+    ordered: BTreeMap<ShardId, u32>,
+}
+
+impl Shards {
+    /// The shards that the extents of `logs` make up.
+    #[must_use]
+    pub fn from_logs(logs: &[Log], now_us: u64) -> Shards {
+        let mut chains: BTreeMap<ShardId, Vec<(Epoch, ExtentPlace)>> = BTreeMap::new();
+        for (log, content) in (0..).zip(logs) {
+            for (number, extent) in content.extents() {
+                let id = extent.record.open.extent;
+                let place = ExtentPlace { log, number: *number };
+                chains.entry(id.shard).or_default().push((id.epoch, place));
+            }
+        }
+        let mut shards = Shards::default();
+        for (id, mut chain) in chains {
+            chain.sort_by_key(|(epoch, _)| *epoch);
+            let extents: Vec<ExtentPlace> = chain.into_iter().map(|(_, place)| place).collect();
+            let newest = extents.last().expect("a chain has an extent");
+            let record = &logs[newest.log as usize].extent(newest.number).record;
+            shards.insert(Shard {
+                id,
+                committed: record.end,
+                committed_ms: record.last_append_ms,
+                buckets: record.open.limits.as_ref().map(|limits| Buckets::empty(limits, now_us)),
+                waiting: Vec::new(),
+                extents,
+            });
+        }
+        shards
+    }
+
+    /// Takes a shard in; answers its place.
+    pub fn insert(&mut self, shard: Shard) -> u32 {
+        let place = self.all.len() as u32;
+        self.places.insert(shard.id, place);
+        self.ordered.insert(shard.id, place);
+        self.all.push(shard);
+        place
+    }
+
+    /// The place of a shard.
+    #[must_use]
+    pub fn find(&self, id: ShardId) -> Option<u32> {
+        self.places.get(&id).copied()
+    }
+
+    /// The shard at a place.
+    #[must_use]
+    pub fn at(&self, place: u32) -> &Shard {
+        &self.all[place as usize]
+    }
+
+    /// The shard at a place, to be changed.
+    pub fn at_mut(&mut self, place: u32) -> &mut Shard {
+        &mut self.all[place as usize]
+    }
+
+    /// Shards from an id on, in the order of ids.
+    pub fn from(&self, id: ShardId) -> impl Iterator<Item = &Shard> {
+        self.ordered.range(id..).map(|(_, place)| self.at(*place))
+    }
+
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.all.len()
+    }
+
+    /// Every place.
+    pub fn places(&self) -> impl Iterator<Item = u32> + use<> {
+        0..self.all.len() as u32
+    }
+}
+
+/// Which core serves which shard. It is asked only about shards that the asked core does not
+/// have, and changed only when a shard is new: never on the way of a record.
+#[derive(Debug, Default)]
+pub struct Placement {
+    cores: RwLock<HashMap<ShardId, u16>>,
+}
+
+impl Placement {
+    /// Claims a shard for a core; answers the core that has it.
+    pub fn claim(&self, shard: ShardId, core: u16) -> u16 {
+        let mut cores = self.cores.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        *cores.entry(shard).or_insert(core)
+    }
+
+    /// The core that serves a shard.
+    #[must_use]
+    pub fn core_of(&self, shard: ShardId) -> Option<u16> {
+        let cores = self.cores.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        cores.get(&shard).copied()
+    }
+}
+
+/// The range that a shard's newest extent covers.
+#[must_use]
+pub fn range_of(shard: &Shard, logs: &[Log]) -> HashRange {
+    let place = shard.newest();
+    logs[place.log as usize].extent(place.number).record.open.range
+}

@@ -1,0 +1,14 @@
+//! The log: where batches rest. One log belongs to one disk and is served by one core.
+//!
+//! [`format`] defines the bytes, [`extent`] what a log remembers of its extents, [`index`] and
+//! [`footer`] find batches, [`writer`] makes them durable in groups, [`cache`] keeps the tail in
+//! memory, [`recovery`] reads a log after a crash, [`segments`] holds them together.
+
+pub mod cache;
+pub mod extent;
+pub mod footer;
+pub mod format;
+pub mod index;
+pub mod recovery;
+pub mod segments;
+pub mod writer;

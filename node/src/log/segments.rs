@@ -1,0 +1,760 @@
+//! A log at work: appends frames, gathers small ones, rolls to the next segment, finds batches.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use thalweg_wire::batch::BatchHeader;
+use thalweg_wire::checksum::crc32c;
+use thalweg_wire::codec::align_up;
+use thalweg_wire::error::{ErrorCode, Refusal};
+use thalweg_wire::ids::{BootId, DiskId, Lsn, Offset};
+
+use super::cache::TailCache;
+use super::extent::{ExtentRecord, RECORD_BYTES_MAX, Remembered};
+use super::footer::{Footer, Trailer, encode_footer, footer_bytes};
+use super::format::{
+    FRAME_HEADER_BYTES, FrameKind, LogFrame, SEGMENT_HEADER_BYTES, SegmentHeader,
+    padded_frame_bytes,
+};
+use super::index::{Location, SegmentIndex, Target};
+use super::writer::{Unit, Writer};
+use crate::config::BLOCK_BYTES;
+use crate::io::{BufferId, Errno, FileId, Io, Piece};
+
+/// Batches that one segment may hold: bounds the index in memory.
+pub const SEGMENT_BATCHES_MAX: usize = 64 * 1024;
+/// A frame of this size and more is written from the buffer it was received into.
+pub const IN_PLACE_BYTES_MIN: usize = 64 << 10;
+/// Bytes gathered before they are written although the disk is busy.
+const GATHER_BYTES: usize = 256 << 10;
+/// Bytes of extent records in one snapshot frame.
+const SNAPSHOT_FRAME_BYTES: usize = 128 << 10;
+const _: () = assert!(SNAPSHOT_FRAME_BYTES + RECORD_BYTES_MAX + 128 < GATHER_BYTES);
+
+/// Why an append was not made. Nothing of it was kept.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum AppendRefusal {
+    /// The log stopped after a failed write or sync.
+    Failed,
+    /// The disk has no space for another segment.
+    NoSpace,
+    /// Memory or zero-filled segments are used up for the moment.
+    Busy,
+}
+
+impl From<AppendRefusal> for Refusal {
+    fn from(refusal: AppendRefusal) -> Refusal {
+        match refusal {
+            AppendRefusal::Failed => ErrorCode::LogFailed.into(),
+            AppendRefusal::NoSpace => ErrorCode::NoSpace.into(),
+            AppendRefusal::Busy => ErrorCode::Overloaded.into(),
+        }
+    }
+}
+
+/// How a frame gets into the log.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Placement {
+    /// Copied behind other small frames.
+    Copied,
+    /// Written from the buffer that it was received into.
+    InPlace,
+}
+
+/// Who and what a log is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LogIdentity {
+    /// Index of the log in its core.
+    pub index: u32,
+    /// The disk.
+    pub disk: DiskId,
+    /// The log's number on that disk.
+    pub log: u32,
+    /// Bytes of each segment.
+    pub segment_bytes: u64,
+    /// This start of the node.
+    pub boot: BootId,
+}
+
+/// The batches of an extent in one segment begin here.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Run {
+    /// The segment.
+    pub sequence: u64,
+    /// First offset in it.
+    pub first_offset: Offset,
+    /// Append time of the first batch, milliseconds since 1970.
+    pub first_time_ms: u64,
+}
+
+/// An extent and where its batches are.
+#[derive(Clone, Debug)]
+pub struct Extent {
+    /// What the log remembers.
+    pub record: ExtentRecord,
+    /// Segments with batches of it, oldest first.
+    pub runs: Vec<Run>,
+}
+
+/// A segment that is whole: it has a footer and takes nothing more.
+#[derive(Clone, Copy, Debug)]
+pub struct SealedSegment {
+    /// Its file.
+    pub file: FileId,
+    /// Position of its first byte.
+    pub base: Lsn,
+    /// Its last block.
+    pub trailer: Trailer,
+}
+
+/// A zero-filled file in wait.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FreeSegment {
+    /// The file.
+    pub file: FileId,
+}
+
+/// What recovery found, and what a new log starts from.
+#[derive(Debug)]
+pub struct LogState {
+    /// The last segment's sequence; 0 before the first.
+    pub sequence: u64,
+    /// Base of the next segment.
+    pub next_base: Lsn,
+    /// Where the last segment ends.
+    pub end: Lsn,
+    /// Segments by sequence.
+    pub sealed: BTreeMap<u64, SealedSegment>,
+    /// Extents by number.
+    pub extents: BTreeMap<u32, Extent>,
+}
+
+impl LogState {
+    /// A log without any content.
+    #[must_use]
+    pub fn empty() -> LogState {
+        LogState {
+            sequence: 0,
+            next_base: Lsn(0),
+            end: Lsn(0),
+            sealed: BTreeMap::new(),
+            extents: BTreeMap::new(),
+        }
+    }
+}
+
+struct OpenSegment {
+    sequence: u64,
+    file: FileId,
+    base: Lsn,
+    /// Where the next unit begins, in bytes from the segment's start; a multiple of the block.
+    position: u64,
+    index: SegmentIndex,
+}
+
+/// The segment before the open one, until its footer is durable and its index can go.
+struct Retiring {
+    sequence: u64,
+    index: SegmentIndex,
+    footer_unit: u64,
+}
+
+/// Small frames on their way into one unit.
+struct Gather {
+    buffer: BufferId,
+    bytes: usize,
+}
+
+/// Where to read a batch.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Found {
+    /// The batch.
+    pub location: Location,
+    /// The segment it stands in.
+    pub sequence: u64,
+}
+
+/// What a search came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Search {
+    /// Everything there is, up to the caller's limit.
+    Done,
+    /// The footer of this segment must be in memory first.
+    NeedsFooter(u64),
+}
+
+/// A log.
+pub struct Log {
+    identity: LogIdentity,
+    extents: BTreeMap<u32, Extent>,
+    next_extent: u32,
+    sealed: BTreeMap<u64, SealedSegment>,
+    open: Option<OpenSegment>,
+    retiring: Option<Retiring>,
+    spare_index: Option<SegmentIndex>,
+    last_sequence: u64,
+    next_base: Lsn,
+    /// Where what was appended ends.
+    appended: Lsn,
+    gather: Option<Gather>,
+    /// Buffers put aside for the snapshot that is being written.
+    spare_gathers: Vec<BufferId>,
+    free: VecDeque<FreeSegment>,
+    no_space: bool,
+    writer: Writer,
+    cache: TailCache,
+    groups: u64,
+    bytes_written: u64,
+}
+
+impl Log {
+    /// A log that goes on from `state`, in a new segment.
+    #[must_use]
+    pub fn new(identity: LogIdentity, state: LogState) -> Log {
+        let next_extent = state.extents.last_key_value().map_or(0, |(number, _)| number + 1);
+        Log {
+            identity,
+            extents: state.extents,
+            next_extent,
+            sealed: state.sealed,
+            open: None,
+            retiring: None,
+            spare_index: None,
+            last_sequence: state.sequence,
+            next_base: state.next_base,
+            appended: state.end,
+            gather: None,
+            spare_gathers: Vec::new(),
+            free: VecDeque::new(),
+            no_space: false,
+            writer: Writer::new(identity.index, state.end),
+            cache: TailCache::default(),
+            groups: 0,
+            bytes_written: 0,
+        }
+    }
+
+    /// Who it is.
+    #[must_use]
+    pub fn identity(&self) -> &LogIdentity {
+        &self.identity
+    }
+
+    /// The extents by number.
+    #[must_use]
+    pub fn extents(&self) -> &BTreeMap<u32, Extent> {
+        &self.extents
+    }
+
+    /// The extent with this number.
+    ///
+    /// # Panics
+    /// When the log has none: numbers come from the log itself.
+    #[must_use]
+    pub fn extent(&self, number: u32) -> &Extent {
+        &self.extents[&number]
+    }
+
+    /// The extent with this number, to be changed along with a frame that says so.
+    ///
+    /// # Panics
+    /// When the log has none.
+    pub fn extent_mut(&mut self, number: u32) -> &mut Extent {
+        self.extents.get_mut(&number).expect("extent numbers come from the log")
+    }
+
+    /// Where what was appended ends: an answer that waits for this position is right for all
+    /// that was appended before.
+    #[must_use]
+    pub fn appended(&self) -> Lsn {
+        self.appended
+    }
+
+    /// What survives a crash.
+    #[must_use]
+    pub fn durable(&self) -> Lsn {
+        self.writer.durable()
+    }
+
+    /// Why the log stopped, if it did.
+    #[must_use]
+    pub fn failed(&self) -> Option<Errno> {
+        self.writer.failed()
+    }
+
+    /// Whether nothing is on its way to the disk.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.writer.is_idle() && self.gather.is_none()
+    }
+
+    /// Whether the kernel is still at work for this log.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        self.writer.is_busy()
+    }
+
+    /// Groups written, bytes written, syncs.
+    #[must_use]
+    pub fn figures(&self) -> (u64, u64, u64) {
+        (self.groups, self.bytes_written, self.writer.syncs())
+    }
+
+    /// A zero-filled segment is ready.
+    pub fn add_free(&mut self, segment: FreeSegment) {
+        self.free.push_back(segment);
+        self.no_space = false;
+    }
+
+    /// No segment could be zero-filled.
+    pub fn set_no_space(&mut self) {
+        self.no_space = true;
+    }
+
+    /// Zero-filled segments in wait.
+    #[must_use]
+    pub fn free_segments(&self) -> usize {
+        self.free.len()
+    }
+
+    /// The tail in memory.
+    #[must_use]
+    pub fn cache(&self) -> &TailCache {
+        &self.cache
+    }
+
+    /// The tail in memory, to let go of some.
+    pub fn cache_mut(&mut self) -> &mut TailCache {
+        &mut self.cache
+    }
+
+    /// A sealed segment.
+    #[must_use]
+    pub fn sealed(&self, sequence: u64) -> Option<&SealedSegment> {
+        self.sealed.get(&sequence)
+    }
+
+    /// File and base of a segment that has batches.
+    ///
+    /// # Panics
+    /// When the log has no such segment: sequences come from searches.
+    #[must_use]
+    pub fn segment_file(&self, sequence: u64) -> (FileId, Lsn) {
+        match &self.open {
+            Some(open) if open.sequence == sequence => (open.file, open.base),
+            _ => {
+                let sealed = &self.sealed[&sequence];
+                (sealed.file, sealed.base)
+            }
+        }
+    }
+
+    /// Makes room for one frame with such a payload: rolls to the next segment when this one has
+    /// none. After it, the append cannot be refused.
+    ///
+    /// # Errors
+    /// [`AppendRefusal`] when there is no next segment, or no memory.
+    pub fn reserve(
+        &mut self,
+        io: &mut impl Io,
+        payload_bytes: usize,
+        placement: Placement,
+    ) -> Result<(), AppendRefusal> {
+        if self.writer.failed().is_some() {
+            return Err(AppendRefusal::Failed);
+        }
+        let frame_bytes = padded_frame_bytes(payload_bytes as u64);
+        if !self.fits(frame_bytes) {
+            self.roll(io)?;
+            assert!(self.fits(frame_bytes), "a segment has room for any frame");
+        }
+        let needs_gather = placement == Placement::Copied
+            && self.gather.as_ref().is_none_or(|gather| {
+                gather.bytes as u64 + frame_bytes > io.memory().size(gather.buffer) as u64
+            });
+        if needs_gather {
+            self.open_gather(io, frame_bytes as usize)?;
+        }
+        Ok(())
+    }
+
+    fn fits(&self, frame_bytes: u64) -> bool {
+        let Some(open) = &self.open else { return false };
+        let gathered = self.gather.as_ref().map_or(0, |gather| gather.bytes as u64);
+        let end = open.position + align_up(gathered, BLOCK_BYTES) + frame_bytes + BLOCK_BYTES;
+        let entries = open.index.len() + 1;
+        let footer = footer_bytes(open.index.extents() + 1, entries);
+        entries <= SEGMENT_BATCHES_MAX && end + footer <= self.identity.segment_bytes
+    }
+
+    /// Appends a batch that lies in `from` at byte `at`, by copying it. Its header has been
+    /// assigned. Room was reserved.
+    pub fn append_copy(
+        &mut self,
+        io: &mut impl Io,
+        extent: u32,
+        from: Piece,
+        header: &BatchHeader,
+    ) -> Lsn {
+        let mut frame = self.frame(FrameKind::Batch, extent, from.bytes, 0);
+        let to = self.gather_place(io, &mut frame);
+        let (source, target) = io.memory_mut().pair(from.buffer, to.buffer);
+        let start = to.start as usize;
+        let target = &mut target[start..start + to.bytes as usize];
+        let source = &source[from.start as usize..(from.start + from.bytes) as usize];
+        fill_frame(target, &frame, source);
+        self.note_batch(extent, &frame, header);
+        self.appended
+    }
+
+    /// Appends a batch that lies in `buffer` behind room for a frame's header, from there. Its
+    /// header has been assigned. Room was reserved; the buffer's reference goes to the log.
+    pub fn append_in_place(
+        &mut self,
+        io: &mut impl Io,
+        extent: u32,
+        buffer: BufferId,
+        header: &BatchHeader,
+    ) -> Lsn {
+        self.close_gather(io);
+        let batch_bytes = header.batch_bytes() as u32;
+        let frame = self.frame(FrameKind::Batch, extent, batch_bytes, 0);
+        let frame_bytes = FRAME_HEADER_BYTES + batch_bytes as usize;
+        let unit_bytes = align_up(frame_bytes as u64, BLOCK_BYTES) as usize;
+        let bytes = io.memory_mut().bytes_mut(buffer);
+        bytes[..FRAME_HEADER_BYTES].copy_from_slice(&frame.encode());
+        // What the buffer held before must not reach the disk: it may be another tenant's.
+        bytes[frame_bytes..unit_bytes].fill(0);
+        io.memory_mut().shrink(buffer, unit_bytes);
+        self.note_batch(extent, &frame, header);
+        self.push_unit(buffer, unit_bytes);
+        self.appended
+    }
+
+    /// Appends a record. Room was reserved.
+    pub fn append_record(
+        &mut self,
+        io: &mut impl Io,
+        kind: FrameKind,
+        extent: u32,
+        payload: &[u8],
+    ) -> Lsn {
+        let mut frame = self.frame(kind, extent, payload.len() as u32, crc32c(payload));
+        let to = self.gather_place(io, &mut frame);
+        let start = to.start as usize;
+        let target = &mut io.memory_mut().bytes_mut(to.buffer)[start..start + to.bytes as usize];
+        fill_frame(target, &frame, payload);
+        self.appended
+    }
+
+    /// Opens an extent: takes it in and appends its record. Room was reserved for a record of the
+    /// largest size. Answers the extent's number and the position to wait for.
+    pub fn append_open(&mut self, io: &mut impl Io, mut record: ExtentRecord) -> (u32, Lsn) {
+        let number = self.next_extent;
+        self.next_extent += 1;
+        record.number = number;
+        let mut payload = Vec::new();
+        record.encode_into(&mut payload);
+        self.extents.insert(number, Extent { record, runs: Vec::new() });
+        (number, self.append_record(io, FrameKind::Open, number, &payload))
+    }
+
+    /// Notes what a stored batch says of its producer and extent.
+    fn note_batch(&mut self, extent: u32, frame: &LogFrame, header: &BatchHeader) {
+        let location = Location {
+            first_offset: header.first_offset,
+            records: header.records,
+            batch_bytes: frame.payload_bytes,
+            lsn: frame.lsn,
+            append_time_ms: header.append_time_ms,
+        };
+        let open = self.open.as_mut().expect("room was reserved");
+        open.index.push(extent, location);
+        let extent = self.extents.get_mut(&extent).expect("extent numbers come from the log");
+        if extent.runs.last().is_none_or(|run| run.sequence != open.sequence) {
+            extent.runs.push(Run {
+                sequence: open.sequence,
+                first_offset: location.first_offset,
+                first_time_ms: location.append_time_ms,
+            });
+        }
+        note_stored(&mut extent.record, header);
+    }
+
+    fn frame(&self, kind: FrameKind, extent: u32, payload_bytes: u32, crc: u32) -> LogFrame {
+        let open = self.open.as_ref().expect("room was reserved");
+        LogFrame {
+            kind,
+            generation: open.sequence,
+            boot: self.identity.boot,
+            lsn: Lsn(open.base.0 + open.position),
+            durable: self.writer.durable(),
+            extent,
+            payload_bytes,
+            payload_crc: crc,
+        }
+    }
+
+    /// Takes the place of a frame in the gather; sets the frame's position.
+    fn gather_place(&mut self, io: &mut impl Io, frame: &mut LogFrame) -> Piece {
+        let bytes = frame.padded_bytes() as usize;
+        let full = self
+            .gather
+            .as_ref()
+            .is_none_or(|gather| gather.bytes + bytes > io.memory().size(gather.buffer));
+        if full {
+            self.open_gather(io, bytes).expect("room was reserved");
+        }
+        let gather = self.gather.as_mut().expect("just opened");
+        let start = gather.bytes;
+        gather.bytes += bytes;
+        let open = self.open.as_ref().expect("room was reserved");
+        let unit_start = open.base.0 + open.position;
+        frame.lsn = Lsn(unit_start + start as u64);
+        self.appended = Lsn(unit_start + gather.bytes as u64);
+        Piece { buffer: gather.buffer, start: start as u32, bytes: bytes as u32 }
+    }
+
+    fn open_gather(&mut self, io: &mut impl Io, bytes: usize) -> Result<(), AppendRefusal> {
+        self.close_gather(io);
+        let kept = if bytes <= GATHER_BYTES { self.spare_gathers.pop() } else { None };
+        let buffer = kept.or_else(|| self.allocate(io, bytes.max(GATHER_BYTES)));
+        self.gather = Some(Gather { buffer: buffer.ok_or(AppendRefusal::Busy)?, bytes: 0 });
+        Ok(())
+    }
+
+    /// A buffer, at the expense of the tail in memory.
+    pub fn allocate(&mut self, io: &mut impl Io, bytes: usize) -> Option<BufferId> {
+        loop {
+            if let Some(buffer) = io.memory_mut().allocate(bytes) {
+                return Some(buffer);
+            }
+            let evicted = self.cache.evict()?;
+            io.memory_mut().release(evicted);
+        }
+    }
+
+    /// Makes what was gathered a unit.
+    pub fn close_gather(&mut self, io: &mut impl Io) {
+        let Some(gather) = self.gather.take() else { return };
+        if gather.bytes == 0 {
+            io.memory_mut().release(gather.buffer);
+            return;
+        }
+        let unit_bytes = align_up(gather.bytes as u64, BLOCK_BYTES) as usize;
+        io.memory_mut().bytes_mut(gather.buffer)[gather.bytes..unit_bytes].fill(0);
+        io.memory_mut().shrink(gather.buffer, unit_bytes);
+        self.push_unit(gather.buffer, unit_bytes);
+    }
+
+    /// Appends whole blocks at the open segment's position.
+    fn push_unit(&mut self, buffer: BufferId, bytes: usize) {
+        let open = self.open.as_mut().expect("a unit belongs to the open segment");
+        let start = Lsn(open.base.0 + open.position);
+        let end = Lsn(start.0 + bytes as u64);
+        let piece = Piece { buffer, start: 0, bytes: bytes as u32 };
+        self.writer.push(Unit { file: open.file, at: open.position, piece, start, end });
+        open.position += bytes as u64;
+        self.appended = end;
+        self.groups += 1;
+        self.bytes_written += bytes as u64;
+    }
+
+    /// Leaves the open segment for the next: footer, then header and snapshot of the next.
+    fn roll(&mut self, io: &mut impl Io) -> Result<(), AppendRefusal> {
+        if self.free.is_empty() {
+            return Err(if self.no_space { AppendRefusal::NoSpace } else { AppendRefusal::Busy });
+        }
+        if self.retiring.as_ref().is_some_and(|old| !self.writer.is_durable(old.footer_unit)) {
+            return Err(AppendRefusal::Busy);
+        }
+        self.close_gather(io);
+        if let Some(old) = self.retiring.take() {
+            self.spare_index = Some(old.index);
+        }
+        if self.open.is_some() {
+            self.seal_open(io)?;
+        }
+        self.begin_segment(io)
+    }
+
+    fn seal_open(&mut self, io: &mut impl Io) -> Result<(), AppendRefusal> {
+        let open = self.open.as_ref().expect("there is an open segment");
+        let end = Lsn(open.base.0 + open.position);
+        let (footer_at, footer) =
+            encode_footer(&open.index, open.sequence, open.base, end, self.identity.segment_bytes);
+        let buffer = self.allocate(io, footer.len()).ok_or(AppendRefusal::Busy)?;
+        io.memory_mut().bytes_mut(buffer)[..footer.len()].copy_from_slice(&footer);
+        let open = self.open.take().expect("there is an open segment");
+        let piece = Piece { buffer, start: 0, bytes: footer.len() as u32 };
+        // A footer takes no positions of the log: the next frame stands in the next segment.
+        let unit = Unit { file: open.file, at: footer_at, piece, start: end, end };
+        let footer_unit = self.writer.push(unit);
+        self.bytes_written += footer.len() as u64;
+        let trailer = &footer[footer.len() - BLOCK_BYTES as usize..];
+        let trailer =
+            Trailer::decode(trailer, open.sequence, self.identity.segment_bytes).expect("as made");
+        self.sealed
+            .insert(open.sequence, SealedSegment { file: open.file, base: open.base, trailer });
+        self.retiring = Some(Retiring { sequence: open.sequence, index: open.index, footer_unit });
+        Ok(())
+    }
+
+    fn begin_segment(&mut self, io: &mut impl Io) -> Result<(), AppendRefusal> {
+        let snapshot = self.snapshot();
+        // All memory is had before anything is changed: one buffer a frame, one for the header.
+        while self.spare_gathers.len() < snapshot.len() + 2 {
+            match self.allocate(io, GATHER_BYTES) {
+                Some(buffer) => self.spare_gathers.push(buffer),
+                None => {
+                    self.release_spare_gathers(io);
+                    return Err(AppendRefusal::Busy);
+                }
+            }
+        }
+        let free = self.free.pop_front().expect("a free segment was seen");
+        let sequence = self.last_sequence + 1;
+        let first_live = self.sealed.first_key_value().map_or(sequence, |(first, _)| *first);
+        let header = SegmentHeader {
+            disk: self.identity.disk,
+            log: self.identity.log,
+            sequence,
+            first_live_sequence: first_live,
+            base: self.next_base,
+            previous_end: self.appended,
+            segment_bytes: self.identity.segment_bytes,
+            boot: self.identity.boot,
+        };
+        let index = self.spare_index.take();
+        let mut index = index.unwrap_or_else(|| SegmentIndex::new(SEGMENT_BATCHES_MAX));
+        index.clear();
+        let (file, base) = (free.file, self.next_base);
+        self.open = Some(OpenSegment { sequence, file, base, position: 0, index });
+        self.last_sequence = sequence;
+        self.next_base = Lsn(base.0 + self.identity.segment_bytes);
+        self.open_gather(io, SEGMENT_HEADER_BYTES)?;
+        let gather = self.gather.as_mut().expect("just opened");
+        gather.bytes = SEGMENT_HEADER_BYTES;
+        let place = &mut io.memory_mut().bytes_mut(gather.buffer)[..SEGMENT_HEADER_BYTES];
+        place.copy_from_slice(&header.encode());
+        for frame in &snapshot {
+            self.append_record(io, FrameKind::Snapshot, 0, frame);
+        }
+        let count = self.extents.len() as u64;
+        self.append_record(io, FrameKind::SnapshotEnd, 0, &count.to_le_bytes());
+        self.release_spare_gathers(io);
+        Ok(())
+    }
+
+    /// The records of all extents, in payloads of snapshot frames.
+    fn snapshot(&self) -> Vec<Vec<u8>> {
+        let (mut frames, mut payload) = (Vec::new(), Vec::new());
+        for extent in self.extents.values() {
+            extent.record.encode_into(&mut payload);
+            if payload.len() >= SNAPSHOT_FRAME_BYTES {
+                frames.push(std::mem::take(&mut payload));
+            }
+        }
+        if !payload.is_empty() {
+            frames.push(payload);
+        }
+        frames
+    }
+
+    fn release_spare_gathers(&mut self, io: &mut impl Io) {
+        self.spare_gathers.drain(..).for_each(|buffer| io.memory_mut().release(buffer));
+    }
+
+    /// Submits what may be written and synced now.
+    pub fn pump(&mut self, io: &mut impl Io) {
+        if self.gather.is_some() && self.writer.wants_unit() {
+            self.close_gather(io);
+        }
+        self.writer.pump(io);
+    }
+
+    /// A write ended.
+    pub fn on_write(&mut self, io: &mut impl Io, unit: u64, result: Result<u32, Errno>) {
+        let (cache, memory) = (&mut self.cache, io.memory_mut());
+        self.writer.on_write(unit, result, |unit| keep(cache, memory, unit));
+    }
+
+    /// A sync ended.
+    pub fn on_sync(&mut self, io: &mut impl Io, result: Result<u32, Errno>) {
+        let (cache, memory) = (&mut self.cache, io.memory_mut());
+        self.writer.on_sync(result, |unit| keep(cache, memory, unit));
+    }
+
+    /// Searches an extent for the target and what follows, below `end`, in order; hands each to
+    /// `take` until it answers false. `footers` has the footers in memory.
+    pub fn search<'a>(
+        &'a self,
+        number: u32,
+        target: Target,
+        end: Offset,
+        footers: impl Fn(u64) -> Option<Footer<'a>>,
+        mut take: impl FnMut(Found) -> bool,
+    ) -> Search {
+        let extent = self.extent(number);
+        let runs = &extent.runs;
+        // The target lies in the last run that begins at or before it. For a time, batches of
+        // that very time may end the run before.
+        let after = runs.partition_point(|run| match target {
+            Target::Offset(offset) => run.first_offset <= offset,
+            Target::Time(time_ms) => run.first_time_ms < time_ms,
+        });
+        for run in &runs[after.saturating_sub(1)..] {
+            let sequence = run.sequence;
+            let mut go_on = true;
+            let mut hand = |location: Location| {
+                go_on = location.first_offset < end && take(Found { location, sequence });
+                go_on
+            };
+            if let Some(index) = self.index_in_memory(sequence) {
+                index.from(number, target).all(&mut hand);
+            } else if let Some(footer) = footers(sequence) {
+                footer.from(number, target).all(&mut hand);
+            } else {
+                return Search::NeedsFooter(sequence);
+            }
+            if !go_on {
+                break;
+            }
+        }
+        Search::Done
+    }
+
+    fn index_in_memory(&self, sequence: u64) -> Option<&SegmentIndex> {
+        match (&self.open, &self.retiring) {
+            (Some(open), _) if open.sequence == sequence => Some(&open.index),
+            (_, Some(old)) if old.sequence == sequence => Some(&old.index),
+            _ => None,
+        }
+    }
+}
+
+/// A durable unit becomes part of the tail in memory; a footer does not.
+fn keep(cache: &mut TailCache, memory: &mut crate::io::Arena, unit: Unit) {
+    if unit.start == unit.end {
+        memory.release(unit.piece.buffer);
+    } else {
+        let bytes = memory.size(unit.piece.buffer);
+        cache.push(unit.start, unit.end, unit.piece.buffer, bytes);
+    }
+}
+
+/// What a stored batch changes in its extent's record; recovery does the same.
+pub fn note_stored(record: &mut ExtentRecord, header: &BatchHeader) {
+    record.end = header.end_offset();
+    record.last_append_ms = record.last_append_ms.max(header.append_time_ms);
+    let stored =
+        Remembered { first_offset: header.first_offset, append_time_ms: header.append_time_ms };
+    record.producers.record(header.producer, header.sequence, stored);
+}
+
+/// Writes frame, payload and zeroes to the end of `target`.
+fn fill_frame(target: &mut [u8], frame: &LogFrame, payload: &[u8]) {
+    let (header, rest) = target.split_at_mut(FRAME_HEADER_BYTES);
+    header.copy_from_slice(&frame.encode());
+    rest[..payload.len()].copy_from_slice(payload);
+    rest[payload.len()..].fill(0);
+}

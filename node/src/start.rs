@@ -1,0 +1,653 @@
+//! Starting a node: checks, disks, recovery, cores. What cannot work is refused here, with the
+//! remedy, before anything is served.
+
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use thalweg_wire::control::{NODE_CORES_MAX, NODE_DISKS_MAX};
+use thalweg_wire::error::Refusal;
+use thalweg_wire::ids::{BootId, DiskId};
+use thiserror::Error;
+
+use crate::background::{Background, FillJob, JobQueue, RecoverJob};
+use crate::config::NodeConfig;
+use crate::core::machine::{Core, CoreMessage, CoreRequest, CoreSettings, Time};
+use crate::core::shard::Placement;
+use crate::counters::{Counters, SharedCounters};
+use crate::disk::{Disk, DiskError, open_segment, segment_files, segment_path};
+use crate::io::ring::{Ring, RingError};
+use crate::io::wake::Mailbox;
+use crate::io::{Arena, Errno, FileId, Wait};
+use crate::log::recovery::{RecoveredLog, RecoveryError};
+use crate::log::segments::{FreeSegment, Log, LogIdentity};
+
+/// Least memory of a core.
+const CORE_MEMORY_MIN_BYTES: u64 = 64 << 20;
+/// Part of a core's memory that is buffers; the rest is for indexes, tables and code.
+const BUFFER_SHARE: (u64, u64) = (3, 4);
+/// Zero-filled segments that each log has in wait.
+const FREE_SEGMENTS_MIN: usize = 2;
+/// How long a stopping core waits for peers to take their last answers.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+
+/// Why a node cannot start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// A value of the configuration is out of its range.
+    #[error("{name} is {found}: it must be {expected}")]
+    Configuration {
+        /// The value's name.
+        name: &'static str,
+        /// What it is.
+        found: String,
+        /// What it may be.
+        expected: &'static str,
+    },
+    /// A data directory cannot be used.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// A ring cannot be made.
+    #[error(transparent)]
+    Ring(#[from] RingError),
+    /// A log cannot be opened.
+    #[error("{}: {source}", dir.display())]
+    Recovery {
+        /// The log's directory.
+        dir: PathBuf,
+        /// Why.
+        source: RecoveryError,
+    },
+    /// A segment could not be zero-filled.
+    #[error("{}: a segment could not be zero-filled ({errno}): free space on the disk", dir.display())]
+    Fill {
+        /// The log's directory.
+        dir: PathBuf,
+        /// Why.
+        errno: Errno,
+    },
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address} ({source}): stop what has it, or choose another --listen")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Buffers cannot be mapped.
+    #[error("{bytes} bytes of buffers cannot be mapped ({errno}): lower --memory-bytes")]
+    Memory {
+        /// Bytes.
+        bytes: usize,
+        /// What the system said.
+        errno: Errno,
+    },
+    /// What an earlier start left open could not be opened anew.
+    #[error("a shard could not be opened after the restart: {0}")]
+    Reopen(Refusal),
+    /// The system refused a thread or a descriptor.
+    #[error("the system refused what a node needs: {0}")]
+    System(#[from] std::io::Error),
+}
+
+impl StartError {
+    /// Exit code of a command that fails so: 2 when the machine is unsuitable, else 1.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        let unsuitable = matches!(
+            self,
+            StartError::Ring(_)
+                | StartError::Memory { .. }
+                | StartError::Disk(DiskError::NoDirectIo { .. } | DiskError::NoSpace { .. })
+        );
+        if unsuitable { 2 } else { 1 }
+    }
+}
+
+/// A running node. Dropping it stops it.
+pub struct Node {
+    addresses: Vec<SocketAddr>,
+    disks: Vec<DiskId>,
+    mailboxes: Vec<Arc<Mailbox<Told>>>,
+    counters: Vec<Arc<SharedCounters>>,
+    threads: Vec<JoinHandle<()>>,
+    // Cores ask it for segments until they end.
+    background: Background,
+    /// Locked for as long as the node runs.
+    _locks: Vec<Disk>,
+}
+
+/// A message to a core's thread.
+enum Told {
+    SegmentFilled { log: u32, outcome: Result<OwnedFd, Errno> },
+    Stop,
+}
+
+/// A log on its way to its core.
+struct LogAtStart {
+    dir: PathBuf,
+    disk: DiskId,
+    log: u32,
+    recovered: RecoveredLog,
+    /// Every segment's file by its place in the recovered list.
+    files: Vec<OwnedFd>,
+    next_number: u32,
+}
+
+/// What a core's thread is started with.
+struct CoreAtStart {
+    settings: CoreSettings,
+    config: NodeConfig,
+    placement: Arc<Placement>,
+    logs: Vec<LogAtStart>,
+    listener: OwnedFd,
+    wake: OwnedFd,
+    mailbox: Arc<Mailbox<Told>>,
+    counters: Arc<SharedCounters>,
+    jobs: Arc<JobQueue>,
+    memory_bytes: u64,
+}
+
+impl Node {
+    /// Starts a node; when this returns, every core listens and everything is recovered.
+    ///
+    /// # Errors
+    /// [`StartError`] with the remedy.
+    pub fn start(config: NodeConfig) -> Result<Node, StartError> {
+        let cores = check(&config)?;
+        raise_limits();
+        let background = Background::start()?;
+        let disks = config
+            .data_dirs
+            .iter()
+            .map(|dir| Disk::open(dir, config.segment_bytes))
+            .collect::<Result<Vec<Disk>, DiskError>>()?;
+        let mut logs = recover_logs(&config, &disks, cores, &background.queue())?;
+        prefill(&config, &disks, &mut logs, &background.queue())?;
+        let (listeners, addresses) = listen(&config, cores)?;
+        let boot = BootId(random()?);
+        let ports: Vec<u16> = addresses.iter().map(SocketAddr::port).collect();
+        let disk_ids: Vec<DiskId> = disks.iter().map(Disk::id).collect();
+        let placement = Arc::new(Placement::default());
+        let mut node = Node {
+            addresses,
+            disks: disk_ids.clone(),
+            mailboxes: Vec::new(),
+            counters: Vec::new(),
+            threads: Vec::new(),
+            background,
+            _locks: disks,
+        };
+        let mut logs_of: Vec<Vec<LogAtStart>> = (0..cores).map(|_| Vec::new()).collect();
+        logs.into_iter().for_each(|log| logs_of[log.log as usize % cores].push(log));
+        let (ready, started) = mpsc::channel();
+        for (core, (listener, logs)) in listeners.into_iter().zip(logs_of).enumerate() {
+            let (mailbox, wake) = Mailbox::new()?;
+            let counters = Arc::new(SharedCounters::default());
+            let start = CoreAtStart {
+                settings: CoreSettings {
+                    core: core as u16,
+                    ports: ports.clone(),
+                    disks: disk_ids.clone(),
+                    boot,
+                    min_frame_bytes_per_s: config.min_frame_bytes_per_s,
+                    connections_max: config.connections_per_core_max,
+                    free_segments_min: FREE_SEGMENTS_MIN,
+                },
+                config: config.clone(),
+                placement: placement.clone(),
+                logs,
+                listener,
+                wake,
+                mailbox: mailbox.clone(),
+                counters: counters.clone(),
+                jobs: node.background.queue(),
+                memory_bytes: config.memory_bytes / cores as u64,
+            };
+            let ready = ready.clone();
+            let thread = std::thread::Builder::new()
+                .name(format!("core-{core}"))
+                .spawn(move || run_core(start, &ready))?;
+            node.mailboxes.push(mailbox);
+            node.counters.push(counters);
+            node.threads.push(thread);
+        }
+        drop(ready);
+        for _ in 0..cores {
+            // A thread that ends without a word has panicked, and said why.
+            started.recv().map_err(std::io::Error::other)??;
+        }
+        Ok(node)
+    }
+
+    /// The address of each core.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.addresses.clone()
+    }
+
+    /// The node's disks, in the order of the data directories.
+    #[must_use]
+    pub fn disks(&self) -> &[DiskId] {
+        &self.disks
+    }
+
+    /// What the cores have counted.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        let mut sum = Counters::default();
+        self.counters.iter().for_each(|core| sum += &core.read());
+        sum
+    }
+
+    /// Takes nothing more, finishes what was taken, ends the cores.
+    pub fn stop(self) {
+        drop(self);
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.mailboxes.iter().for_each(|mailbox| mailbox.push(Told::Stop));
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a core ended in a panic");
+            }
+        }
+    }
+}
+
+/// Refuses what is out of range; answers the count of cores.
+fn check(config: &NodeConfig) -> Result<usize, StartError> {
+    let wrong = |name, found: String, expected| StartError::Configuration { name, found, expected };
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let cores = if config.cores == 0 { processors } else { config.cores };
+    if cores > NODE_CORES_MAX {
+        return Err(wrong("cores", cores.to_string(), "0 (one a processor) to 1024"));
+    }
+    if config.data_dirs.is_empty() || config.data_dirs.len() > NODE_DISKS_MAX {
+        let found = format!("{} directories", config.data_dirs.len());
+        return Err(wrong("data-dir", found, "1 to 64 directories"));
+    }
+    if config.memory_bytes < CORE_MEMORY_MIN_BYTES * cores as u64 {
+        let found = format!("{} bytes for {cores} cores", config.memory_bytes);
+        return Err(wrong("memory-bytes", found, "64 MiB a core at least"));
+    }
+    let segment = config.segment_bytes;
+    if !(16 << 20..=4 << 30).contains(&segment) || segment % (1 << 20) != 0 {
+        let expected = "16 MiB to 4 GiB, a multiple of 1 MiB";
+        return Err(wrong("segment-bytes", segment.to_string(), expected));
+    }
+    if !(1..=65_536).contains(&config.connections_per_core_max) {
+        let found = config.connections_per_core_max.to_string();
+        return Err(wrong("connections-per-core-max", found, "1 to 65536"));
+    }
+    let last_port = usize::from(config.listen.port()) + cores - 1;
+    if config.listen.port() != 0 && last_port > usize::from(u16::MAX) {
+        let expected = "0, or so low that each core has a port below 65536";
+        return Err(wrong("listen", config.listen.to_string(), expected));
+    }
+    Ok(cores)
+}
+
+/// Takes what the system grants of locked memory and descriptors.
+fn raise_limits() {
+    for resource in [Resource::Memlock, Resource::Nofile] {
+        let limit = getrlimit(resource);
+        let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+        // Where this is refused, registration says what is missing.
+        let _ = setrlimit(resource, raised);
+    }
+}
+
+fn random() -> Result<u64, StartError> {
+    getrandom::u64().map_err(|error| std::io::Error::other(error.to_string()).into())
+}
+
+fn recover_logs(
+    config: &NodeConfig,
+    disks: &[Disk],
+    cores: usize,
+    jobs: &JobQueue,
+) -> Result<Vec<LogAtStart>, StartError> {
+    let mut logs = Vec::new();
+    for disk in disks {
+        for (log, dir) in (0..).zip(disk.logs(cores)?) {
+            for file in segment_files(&dir)? {
+                // A fill that did not come to its end.
+                if file.bytes < config.segment_bytes {
+                    let remove = std::fs::remove_file(&file.path);
+                    remove.map_err(|source| DiskError::Io { path: file.path, source })?;
+                }
+            }
+            let (done, outcome) = mpsc::channel();
+            jobs.recover(RecoverJob {
+                log_dir: dir.clone(),
+                disk: disk.id(),
+                log,
+                segment_bytes: config.segment_bytes,
+                done,
+            });
+            logs.push((dir, disk.id(), log, outcome));
+        }
+    }
+    logs.into_iter()
+        .map(|(dir, disk, log, outcome)| {
+            let started = Instant::now();
+            let recovered = outcome
+                .recv()
+                .map_err(std::io::Error::other)?
+                .map_err(|source| StartError::Recovery { dir: dir.clone(), source })?;
+            let report = recovered.report;
+            if report.segments > 0 {
+                tracing::info!(
+                    log = %dir.display(), segments = report.segments, batches = report.batches,
+                    scanned_bytes = report.scanned_bytes, dropped_frames = report.dropped_frames,
+                    waited_ms = started.elapsed().as_millis() as u64, "recovered a log"
+                );
+            }
+            let found = segment_files(&dir)?;
+            let files = found.iter().map(|file| open_segment(&file.path));
+            let files = files.collect::<Result<Vec<OwnedFd>, DiskError>>()?;
+            let next_number = found.last().map_or(0, |file| file.number + 1);
+            Ok(LogAtStart { dir, disk, log, recovered, files, next_number })
+        })
+        .collect()
+}
+
+/// Has zero-filled segments made, as many as are configured and two a log at least.
+fn prefill(
+    config: &NodeConfig,
+    disks: &[Disk],
+    logs: &mut [LogAtStart],
+    jobs: &JobQueue,
+) -> Result<(), StartError> {
+    let wanted = config.prefill_bytes.div_ceil(config.segment_bytes * logs.len() as u64);
+    let wanted = usize::try_from(wanted).unwrap_or(usize::MAX).max(FREE_SEGMENTS_MIN);
+    for disk in disks {
+        let of_disk = logs.iter().filter(|log| log.disk == disk.id());
+        let missing: usize =
+            of_disk.map(|log| wanted.saturating_sub(log.recovered.free.len())).sum();
+        disk.check_space((missing as u64).saturating_mul(config.segment_bytes))?;
+    }
+    let mut waiting = Vec::new();
+    for (place, log) in logs.iter_mut().enumerate() {
+        for _ in log.recovered.free.len()..wanted {
+            let (done, outcome) = mpsc::channel();
+            jobs.fill(FillJob {
+                path: segment_path(&log.dir, log.next_number),
+                bytes: config.segment_bytes,
+                urgent: true,
+                done: Box::new(move |filled| {
+                    let _ = done.send(filled);
+                }),
+            });
+            log.next_number += 1;
+            waiting.push((place, outcome));
+        }
+    }
+    for (place, outcome) in waiting {
+        let log = &mut logs[place];
+        let filled = outcome.recv().map_err(std::io::Error::other)?;
+        let file = filled.map_err(|errno| StartError::Fill { dir: log.dir.clone(), errno })?;
+        log.recovered.free.push(log.files.len());
+        log.files.push(file);
+    }
+    Ok(())
+}
+
+fn listen(
+    config: &NodeConfig,
+    cores: usize,
+) -> Result<(Vec<OwnedFd>, Vec<SocketAddr>), StartError> {
+    let mut listeners = Vec::new();
+    let mut addresses = Vec::new();
+    for core in 0..cores {
+        let mut address = config.listen;
+        if address.port() != 0 {
+            address.set_port(address.port() + core as u16);
+        }
+        let failed = |source| StartError::Listen { address, source };
+        let listener = TcpListener::bind(address).map_err(failed)?;
+        // Accepted connections inherit it: answers are small and must not wait for each other.
+        rustix::net::sockopt::set_tcp_nodelay(&listener, true)
+            .map_err(|errno| failed(errno.into()))?;
+        addresses.push(listener.local_addr().map_err(failed)?);
+        listeners.push(OwnedFd::from(listener));
+    }
+    Ok((listeners, addresses))
+}
+
+/// A clock for a core: the only place where its time comes from.
+struct Clock {
+    started: Instant,
+}
+
+impl Clock {
+    fn now(&self) -> Time {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Time { now_us: self.started.elapsed().as_micros() as u64, wall_ms: wall.as_millis() as u64 }
+    }
+}
+
+/// A core's thread: pinned, with its ring, until it is told to stop.
+fn run_core(start: CoreAtStart, ready: &mpsc::Sender<Result<(), StartError>>) {
+    let processors = core_affinity::get_core_ids().unwrap_or_default();
+    if !processors.is_empty() {
+        let processor = processors[start.settings.core as usize % processors.len()];
+        core_affinity::set_for_current(processor);
+    }
+    let clock = Clock { started: Instant::now() };
+    match CoreThread::new(start, &clock) {
+        Ok(mut thread) => {
+            if ready.send(Ok(())).is_ok() {
+                thread.run(&clock);
+            }
+        }
+        Err(error) => {
+            // Whoever started the node may have given up on another core's error.
+            let _ = ready.send(Err(error));
+        }
+    }
+}
+
+struct CoreThread {
+    core: Core<Ring>,
+    mailbox: Arc<Mailbox<Told>>,
+    counters: Arc<SharedCounters>,
+    jobs: Arc<JobQueue>,
+    /// Directory of each log, and the number of its next file.
+    log_files: Vec<(PathBuf, Arc<AtomicU32>)>,
+    /// Files that the ring's table refers to; kept open.
+    files: Vec<OwnedFd>,
+    segment_bytes: u64,
+}
+
+impl CoreThread {
+    fn new(start: CoreAtStart, clock: &Clock) -> Result<CoreThread, StartError> {
+        let (numerator, denominator) = BUFFER_SHARE;
+        let arena_bytes = (start.memory_bytes / denominator * numerator) as usize;
+        let arena = Arena::new(arena_bytes).map_err(|errno| StartError::Memory {
+            bytes: arena_bytes,
+            errno: Errno(errno.raw_os_error()),
+        })?;
+        let connections = start.settings.connections_max as u32;
+        let mut ring = Ring::new(arena, start.listener, start.wake, connections)?;
+        let mut files = Vec::new();
+        let mut logs = Vec::new();
+        let mut log_files = Vec::new();
+        for (index, log) in (0..).zip(start.logs) {
+            let places = log
+                .files
+                .iter()
+                .map(|file| ring.add_file(file))
+                .collect::<Result<Vec<FileId>, std::io::Error>>()?;
+            files.extend(log.files);
+            let identity = LogIdentity {
+                index,
+                disk: log.disk,
+                log: log.log,
+                segment_bytes: start.config.segment_bytes,
+                boot: start.settings.boot,
+            };
+            let free = log.recovered.free.clone();
+            let state = log.recovered.into_state(start.config.segment_bytes, |place| places[place]);
+            let mut opened = Log::new(identity, state);
+            free.into_iter().for_each(|place| opened.add_free(FreeSegment { file: places[place] }));
+            logs.push(opened);
+            log_files.push((log.dir, Arc::new(AtomicU32::new(log.next_number))));
+        }
+        let mut core = Core::new(ring, start.settings, start.placement, logs, clock.now());
+        if start.config.standalone {
+            core.reopen_shards().map_err(StartError::Reopen)?;
+        }
+        let mut thread = CoreThread {
+            core,
+            mailbox: start.mailbox,
+            counters: start.counters,
+            jobs: start.jobs,
+            log_files,
+            files,
+            segment_bytes: start.config.segment_bytes,
+        };
+        // Nothing is served before what was opened anew is durable.
+        let mut completions = Vec::new();
+        while !thread.core.is_drained() {
+            thread.turn(clock, &mut completions)?;
+        }
+        Ok(thread)
+    }
+
+    fn turn(
+        &mut self,
+        clock: &Clock,
+        completions: &mut Vec<crate::io::Completion>,
+    ) -> Result<bool, std::io::Error> {
+        use crate::io::Io;
+        let stop = self.read_mail();
+        let idle_us = self.core.turn(clock.now(), completions);
+        for request in self.core.take_requests() {
+            self.request_segment(request);
+        }
+        self.counters.publish(&self.core.counters());
+        let wait = if stop { Wait::No } else { Wait::UpTo(idle_us) };
+        self.core
+            .io_mut()
+            .poll(completions, wait)
+            .map_err(|errno| std::io::Error::from_raw_os_error(errno.0))?;
+        Ok(stop)
+    }
+
+    /// Tells the core what is in its mailbox; true when it is to stop.
+    fn read_mail(&mut self) -> bool {
+        let mut stop = false;
+        while let Some(told) = self.mailbox.pop() {
+            match told {
+                Told::SegmentFilled { log, outcome } => {
+                    let message = self.segment_message(log, outcome);
+                    self.core.tell(message);
+                }
+                Told::Stop => {
+                    self.core.tell(CoreMessage::Stop);
+                    stop = true;
+                }
+            }
+        }
+        stop
+    }
+
+    fn segment_message(&mut self, log: u32, outcome: Result<OwnedFd, Errno>) -> CoreMessage {
+        let added = outcome.and_then(|file| {
+            let place = self.core.io_mut().add_file(&file).map_err(|error| {
+                tracing::error!(%error, "a segment cannot be taken in");
+                Errno(error.raw_os_error().unwrap_or(libc::EMFILE))
+            })?;
+            self.files.push(file);
+            Ok(place)
+        });
+        match added {
+            Ok(file) => CoreMessage::SegmentReady { log, segment: FreeSegment { file } },
+            Err(errno) => CoreMessage::SegmentFailed { log, errno },
+        }
+    }
+
+    fn request_segment(&mut self, request: CoreRequest) {
+        let CoreRequest::FillSegment { log } = request;
+        let (dir, next_number) = &self.log_files[log as usize];
+        let number = next_number.fetch_add(1, Ordering::Relaxed);
+        let mailbox = self.mailbox.clone();
+        self.jobs.fill(FillJob {
+            path: segment_path(dir, number),
+            bytes: self.segment_bytes,
+            urgent: self.core.logs()[log as usize].free_segments() == 0,
+            done: Box::new(move |outcome| mailbox.push(Told::SegmentFilled { log, outcome })),
+        });
+    }
+
+    fn run(&mut self, clock: &Clock) {
+        let mut completions = Vec::new();
+        loop {
+            match self.turn(clock, &mut completions) {
+                Ok(false) => {}
+                Ok(true) => return self.stop(clock, completions),
+                Err(error) => {
+                    tracing::error!(%error, "the ring failed; the core ends without acks");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Finishes what was taken; then lets go of the connections.
+    fn stop(&mut self, clock: &Clock, mut completions: Vec<crate::io::Completion>) {
+        self.core.io_mut().stop_accepting();
+        let deadline = Instant::now() + STOP_GRACE;
+        let mut left = usize::MAX;
+        while left > 0 && Instant::now() < deadline {
+            if self.core.is_drained() {
+                left = self.core.shut_connections();
+            }
+            if self.turn_briefly(clock, &mut completions).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn turn_briefly(
+        &mut self,
+        clock: &Clock,
+        completions: &mut Vec<crate::io::Completion>,
+    ) -> Result<(), Errno> {
+        use crate::io::Io;
+        self.core.turn(clock.now(), completions);
+        self.core.io_mut().poll(completions, Wait::UpTo(1000))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(change: impl FnOnce(&mut NodeConfig)) -> String {
+        let mut config = NodeConfig { cores: 2, ..NodeConfig::default() };
+        change(&mut config);
+        check(&config).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused_by_name() {
+        assert!(check(&NodeConfig::default()).is_ok());
+        assert!(refusal(|config| config.cores = 2000).starts_with("cores"));
+        assert!(refusal(|config| config.data_dirs.clear()).starts_with("data-dir"));
+        assert!(refusal(|config| config.memory_bytes = 1).starts_with("memory-bytes"));
+        assert!(refusal(|config| config.segment_bytes = 5 << 30).starts_with("segment-bytes"));
+        assert!(refusal(|config| config.segment_bytes += 1).starts_with("segment-bytes"));
+        assert!(refusal(|config| config.connections_per_core_max = 0).starts_with("connections"));
+        assert!(refusal(|config| config.listen.set_port(u16::MAX)).starts_with("listen"));
+    }
+}
