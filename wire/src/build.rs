@@ -67,6 +67,8 @@ pub struct BatchBuilder {
     records: u32,
     key_bytes: u32,
     data_bytes: u32,
+    /// Bytes and CRC of the body, once it is complete.
+    closed: Option<(usize, u32)>,
 }
 
 impl BatchBuilder {
@@ -84,7 +86,7 @@ impl BatchBuilder {
         );
         assert!((1..=limits::BATCH_RECORDS_MAX).contains(&room.records));
         let bytes = vec![0; HEADER_BYTES + body_bytes as usize];
-        BatchBuilder { room, bytes, records: 0, key_bytes: 0, data_bytes: 0 }
+        BatchBuilder { room, bytes, records: 0, key_bytes: 0, data_bytes: 0, closed: None }
     }
 
     /// Records so far.
@@ -102,7 +104,8 @@ impl BatchBuilder {
     /// Whether `record` still fits.
     #[must_use]
     pub fn fits(&self, record: &NewRecord<'_>) -> bool {
-        self.records < self.room.records
+        self.closed.is_none()
+            && self.records < self.room.records
             && self.key_bytes as usize + record.key.len() <= self.room.key_bytes as usize
             && self.data_bytes as usize + record.data.len() <= self.room.data_bytes as usize
     }
@@ -128,14 +131,43 @@ impl BatchBuilder {
         self.records += 1;
     }
 
-    /// Completes the batch; answers header and body. The builder keeps them until `clear`.
+    /// Completes the body; answers it. Records are not taken any more until `clear`.
+    ///
+    /// # Panics
+    /// When the batch has no record.
+    pub fn close(&mut self) -> &[u8] {
+        assert!(self.records > 0, "a batch has at least one record");
+        if self.closed.is_none() {
+            let body_bytes = self.close_columns();
+            let body = &self.bytes[HEADER_BYTES..HEADER_BYTES + body_bytes];
+            self.closed = Some((body_bytes, crc32c(body)));
+        }
+        self.body()
+    }
+
+    fn body(&self) -> &[u8] {
+        let (body_bytes, _) = self.closed.expect("the batch was closed");
+        &self.bytes[HEADER_BYTES..HEADER_BYTES + body_bytes]
+    }
+
+    /// Header and body of a batch that was finished.
+    ///
+    /// # Panics
+    /// When it was not.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
+        let (body_bytes, _) = self.closed.expect("the batch was closed");
+        &self.bytes[..HEADER_BYTES + body_bytes]
+    }
+
+    /// Completes the batch under an identity; answers header and body. The body is made once: to
+    /// send a batch again under another identity costs its header only.
     ///
     /// # Panics
     /// When the batch has no record.
     pub fn finish(&mut self, identity: &BatchIdentity) -> &[u8] {
-        assert!(self.records > 0, "a batch has at least one record");
-        let body_bytes = self.close_columns();
-        let body_crc = crc32c(&self.bytes[HEADER_BYTES..HEADER_BYTES + body_bytes]);
+        self.close();
+        let (body_bytes, body_crc) = self.closed.expect("just closed");
         let header = BatchHeader {
             flags: 0,
             body_bytes: body_bytes as u32,
@@ -156,6 +188,7 @@ impl BatchBuilder {
     /// Empties the batch and keeps its memory.
     pub fn clear(&mut self) {
         (self.records, self.key_bytes, self.data_bytes) = (0, 0, 0);
+        self.closed = None;
     }
 
     fn keys_at(&self) -> usize {
@@ -256,6 +289,19 @@ mod tests {
             let expected = rkyv::to_bytes::<rkyv::rancor::Error>(&body).unwrap();
             assert_eq!(built[HEADER_BYTES..], expected[..], "{count} records");
         }
+    }
+
+    #[test]
+    fn a_batch_is_finished_again_under_another_identity() {
+        let mut builder = BatchBuilder::new(ROOM);
+        let record = NewRecord { hash_key: HashKey(1), client_time_ms: 2, key: b"k", data: b"d" };
+        builder.push(&record);
+        let first = builder.finish(&IDENTITY).to_vec();
+        assert!(!builder.fits(&record), "a finished batch takes no records");
+        let again = builder.finish(&BatchIdentity { sequence: 14, ..IDENTITY }).to_vec();
+        assert_eq!(first[HEADER_BYTES..], again[HEADER_BYTES..]);
+        assert_eq!(BatchHeader::decode(&again).unwrap().sequence, 14);
+        assert_eq!(builder.bytes(), again);
     }
 
     #[test]

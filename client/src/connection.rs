@@ -1,0 +1,193 @@
+//! One connection: frames out without copying the batches in them, frames in where they can be
+//! read in place.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use rkyv::util::AlignedVec;
+use thalweg_wire::frame::{FRAME_HEADER_BYTES, FrameHeader, PAYLOAD_ALIGN};
+
+use crate::error::ClientError;
+
+/// Bytes asked of the system for each direction of a socket.
+const SOCKET_BUFFER_BYTES: usize = 2 << 20;
+/// First size of the receive buffer; it grows to the largest frame.
+const RECEIVE_BYTES_MIN: usize = 256 << 10;
+
+/// Frames as they arrive.
+pub struct Inbox {
+    bytes: AlignedVec<16>,
+    start: usize,
+    end: usize,
+}
+
+impl Default for Inbox {
+    fn default() -> Inbox {
+        let mut bytes = AlignedVec::new();
+        bytes.resize(RECEIVE_BYTES_MIN, 0);
+        Inbox { bytes, start: 0, end: 0 }
+    }
+}
+
+impl Inbox {
+    /// Reads what is there; answers how much, zero at the stream's end.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn read_from(&mut self, source: &mut impl Read) -> std::io::Result<usize> {
+        if self.end == self.bytes.len() {
+            self.make_room(self.bytes.len());
+        }
+        let count = source.read(&mut self.bytes[self.end..])?;
+        self.end += count;
+        Ok(count)
+    }
+
+    /// The next whole frame, its payload aligned; `None` when it has not arrived in full.
+    ///
+    /// # Errors
+    /// When what arrived is no frame.
+    pub fn next_frame(&mut self) -> Result<Option<(FrameHeader, &[u8])>, ClientError> {
+        let there = self.end - self.start;
+        let Some(header) = self.bytes[self.start..self.end].first_chunk::<FRAME_HEADER_BYTES>()
+        else {
+            self.rewind_if_empty();
+            return Ok(None);
+        };
+        let header = FrameHeader::decode(header)?;
+        let frame_bytes = header.frame_bytes();
+        if there < frame_bytes {
+            if self.start + frame_bytes > self.bytes.len() {
+                self.make_room(frame_bytes);
+            }
+            return Ok(None);
+        }
+        if self.start % PAYLOAD_ALIGN != 0 {
+            self.move_to_front();
+        }
+        let payload_at = self.start + FRAME_HEADER_BYTES;
+        self.start += frame_bytes;
+        Ok(Some((header, &self.bytes[payload_at..self.start])))
+    }
+
+    fn rewind_if_empty(&mut self) {
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        }
+    }
+
+    fn make_room(&mut self, frame_bytes: usize) {
+        self.move_to_front();
+        if self.bytes.len() < frame_bytes * 2 {
+            self.bytes.resize(frame_bytes * 2, 0);
+        }
+    }
+
+    fn move_to_front(&mut self) {
+        self.bytes.copy_within(self.start..self.end, 0);
+        (self.start, self.end) = (0, self.end - self.start);
+    }
+}
+
+/// Connects, with the socket as the client wants it.
+///
+/// # Errors
+/// [`ClientError::Connection`].
+pub fn connect(address: SocketAddr, timeout: Duration) -> Result<TcpStream, ClientError> {
+    let connection = |source| ClientError::Connection { address, source };
+    let stream = TcpStream::connect_timeout(&address, timeout).map_err(connection)?;
+    stream.set_nodelay(true).map_err(connection)?;
+    for set in [
+        rustix::net::sockopt::set_socket_send_buffer_size,
+        rustix::net::sockopt::set_socket_recv_buffer_size,
+    ] {
+        set(&stream, SOCKET_BUFFER_BYTES).map_err(|errno| connection(errno.into()))?;
+    }
+    Ok(stream)
+}
+
+/// Whether an I/O error says only that it is not time yet.
+#[must_use]
+pub fn would_block(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted | ErrorKind::TimedOut)
+}
+
+/// Writes pieces in order, from byte `skip` of them on; answers how many bytes went out.
+///
+/// # Errors
+/// What the system said.
+pub fn write_pieces<'a>(
+    target: &mut impl Write,
+    pieces: impl Iterator<Item = &'a [u8]>,
+    mut skip: usize,
+) -> std::io::Result<usize> {
+    let mut slices: [std::io::IoSlice<'_>; 64] = [std::io::IoSlice::new(&[]); 64];
+    let mut count = 0;
+    for piece in pieces {
+        if skip >= piece.len() {
+            skip -= piece.len();
+            continue;
+        }
+        slices[count] = std::io::IoSlice::new(&piece[skip..]);
+        skip = 0;
+        count += 1;
+        if count == slices.len() {
+            break;
+        }
+    }
+    if count == 0 { Ok(0) } else { target.write_vectored(&slices[..count]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use thalweg_wire::frame::{FrameKind, small_frame};
+
+    #[test]
+    fn frames_come_out_whole_and_aligned_however_they_arrive() {
+        let frames: Vec<Vec<u8>> = [0, 40, 16, 300_000, 7, 5000]
+            .iter()
+            .enumerate()
+            .map(|(at, bytes)| {
+                let payload = vec![at as u8; *bytes];
+                small_frame(FrameKind::FetchAnswer, 0, at as u64, &payload)
+            })
+            .collect();
+        let stream = frames.concat();
+        for cut in [1, 10, 1000, 100_000, 1_000_000] {
+            let mut inbox = Inbox::default();
+            let mut found = 0;
+            for mut chunk in stream.chunks(cut) {
+                while !chunk.is_empty() {
+                    inbox.read_from(&mut chunk).unwrap();
+                }
+                while let Some((header, payload)) = inbox.next_frame().unwrap() {
+                    assert_eq!(payload.as_ptr() as usize % PAYLOAD_ALIGN, 0);
+                    let frame = small_frame(header.kind, 0, header.correlation, payload);
+                    assert_eq!(frame, frames[found]);
+                    found += 1;
+                }
+            }
+            assert_eq!(found, frames.len());
+        }
+    }
+
+    #[test]
+    fn garbage_is_an_error() {
+        let mut inbox = Inbox::default();
+        inbox.read_from(&mut &[b'x'; 64][..]).unwrap();
+        assert!(matches!(inbox.next_frame(), Err(ClientError::Frame(_))));
+    }
+
+    #[test]
+    fn pieces_go_out_from_any_byte_on() {
+        let pieces: [&[u8]; 4] = [b"abc", b"", b"de", b"fghi"];
+        for skip in 0..9 {
+            let mut written = Vec::new();
+            let count = write_pieces(&mut written, pieces.into_iter(), skip).unwrap();
+            assert_eq!(written, b"abcdefghi"[skip..]);
+            assert_eq!(count, 9 - skip);
+        }
+    }
+}

@@ -1,0 +1,349 @@
+//! A lane: the batches of one producer to one shard, in order, until each is answered.
+//!
+//! It decides what an answer means and what is sent again, and knows neither sockets nor clocks.
+//! Sequences are given when a batch is sent: a batch that was refused for good leaves no gap. When
+//! something must be sent again, everything from there on is, once all that is under way has
+//! been answered: so batches never overtake each other.
+
+use std::collections::VecDeque;
+
+use thalweg_wire::error::{ErrorCode, Refusal};
+use thalweg_wire::hash_range::HashRange;
+use thalweg_wire::ids::{Epoch, ProducerId, ShardId};
+use thalweg_wire::limits::PRODUCER_WINDOW;
+use thalweg_wire::produce::{Ack, Stored, may_repeat};
+
+/// Wait before an answer that asks for another route is acted on, microseconds.
+const ROUTE_WAIT_US: u64 = 20_000;
+/// Wait after a refusal for want of memory or space, microseconds.
+const BUSY_WAIT_US: u64 = 2_000;
+
+/// How a batch of the lane stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
+    /// To be sent.
+    Waits,
+    /// Sent, not answered.
+    Sent,
+    /// Answered; it leaves when all before it have.
+    Done(Result<Stored, Refusal>),
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    batch: u32,
+    sequence: u64,
+    stage: Stage,
+    /// Whether it was sent before in a way whose outcome is not known.
+    doubtful: bool,
+}
+
+/// What the lane's driver must do after an answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reaction {
+    /// Nothing.
+    None,
+    /// Find out anew where the shard is.
+    RefreshRoute,
+}
+
+/// A batch that left the lane.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Left {
+    /// The driver's name for it.
+    pub batch: u32,
+    /// Its outcome.
+    pub result: Result<Stored, Refusal>,
+    /// Whether a refusal leaves open if the batch was stored by an earlier try.
+    pub outcome_unknown: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Lane {
+    /// The shard.
+    pub shard: ShardId,
+    /// Its hash keys.
+    pub range: HashRange,
+    /// Epoch of the route.
+    pub epoch: Epoch,
+    /// The producer's identity on this shard.
+    pub producer: ProducerId,
+    next_sequence: u64,
+    entries: VecDeque<Entry>,
+    sent: usize,
+    /// Whether something must be sent again: nothing is sent until `sent` is zero.
+    rewind: bool,
+    not_before_us: u64,
+    /// Whether throttled batches are sent again, or reported.
+    repeat_throttled: bool,
+}
+
+impl Lane {
+    /// An empty lane.
+    #[must_use]
+    pub fn new(
+        shard: ShardId,
+        range: HashRange,
+        epoch: Epoch,
+        producer: ProducerId,
+        repeat_throttled: bool,
+    ) -> Lane {
+        Lane {
+            shard,
+            range,
+            epoch,
+            producer,
+            next_sequence: 0,
+            entries: VecDeque::with_capacity(PRODUCER_WINDOW),
+            sent: 0,
+            rewind: false,
+            not_before_us: 0,
+            repeat_throttled,
+        }
+    }
+
+    /// Whether the window is full.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.entries.len() >= PRODUCER_WINDOW
+    }
+
+    /// Whether nothing waits and nothing is under way.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Takes a batch in.
+    ///
+    /// # Panics
+    /// When the window is full.
+    pub fn push(&mut self, batch: u32) {
+        assert!(!self.is_full(), "a lane's window is asked for first");
+        let entry = Entry { batch, sequence: 0, stage: Stage::Waits, doubtful: false };
+        self.entries.push_back(entry);
+    }
+
+    /// The next batch to send, with its sequence; it counts as sent.
+    pub fn next_to_send(&mut self, now_us: u64) -> Option<(u32, u64)> {
+        if self.rewind {
+            if self.sent > 0 {
+                return None;
+            }
+            self.rewind = false;
+        }
+        if now_us < self.not_before_us {
+            return None;
+        }
+        let entry = self.entries.iter_mut().find(|entry| entry.stage == Stage::Waits)?;
+        entry.stage = Stage::Sent;
+        entry.sequence = self.next_sequence;
+        self.next_sequence += 1;
+        self.sent += 1;
+        Some((entry.batch, entry.sequence))
+    }
+
+    /// When something may be sent that may not be now, if anything waits for time.
+    #[must_use]
+    pub fn waits_until_us(&self, now_us: u64) -> Option<u64> {
+        let waits = self.entries.iter().any(|entry| entry.stage == Stage::Waits);
+        (waits && self.not_before_us > now_us).then_some(self.not_before_us)
+    }
+
+    /// The batch that was sent as `sequence` was answered.
+    pub fn on_ack(&mut self, batch: u32, ack: &Ack, now_us: u64) -> Reaction {
+        let Some(place) = self
+            .entries
+            .iter()
+            .position(|entry| entry.batch == batch && entry.stage == Stage::Sent)
+        else {
+            // An answer of a connection that was given up.
+            return Reaction::None;
+        };
+        self.sent -= 1;
+        let refusal = match ack.result {
+            Ok(stored) => {
+                self.entries[place].stage = Stage::Done(Ok(stored));
+                return Reaction::None;
+            }
+            Err(refusal) => refusal,
+        };
+        match refusal.code {
+            ErrorCode::Throttled if !self.repeat_throttled => self.give_up(place, refusal),
+            code if may_repeat(code) => {
+                let wait_us =
+                    if code == ErrorCode::Throttled { refusal.hint } else { BUSY_WAIT_US };
+                self.send_again(place, now_us + wait_us);
+                Reaction::None
+            }
+            ErrorCode::SequenceGap => {
+                self.send_again(place, now_us);
+                Reaction::None
+            }
+            ErrorCode::StaleEpoch => {
+                self.epoch = self.epoch.max(Epoch(refusal.hint));
+                self.send_again(place, now_us);
+                Reaction::None
+            }
+            ErrorCode::WrongCore
+            | ErrorCode::UnknownShard
+            | ErrorCode::ExtentClosed
+            | ErrorCode::LogFailed
+            | ErrorCode::Stopping => {
+                self.entries[place].doubtful |= refusal.code == ErrorCode::LogFailed;
+                self.send_again(place, now_us + ROUTE_WAIT_US);
+                Reaction::RefreshRoute
+            }
+            ErrorCode::ProducerUnknown => {
+                // What went before under this identity is not remembered: whether this batch was
+                // stored by an earlier try cannot be known. The driver gives a new identity.
+                self.entries[place].doubtful = true;
+                self.give_up(place, refusal)
+            }
+            _ => self.give_up(place, refusal),
+        }
+    }
+
+    fn give_up(&mut self, place: usize, refusal: Refusal) -> Reaction {
+        let sequence = self.entries[place].sequence;
+        self.entries[place].stage = Stage::Done(Err(refusal));
+        // The sequence stays free: what was sent behind it will be refused and sent again.
+        self.next_sequence = self.next_sequence.min(sequence);
+        self.rewind = true;
+        Reaction::None
+    }
+
+    fn send_again(&mut self, place: usize, not_before_us: u64) {
+        let sequence = self.entries[place].sequence;
+        self.entries[place].stage = Stage::Waits;
+        self.next_sequence = self.next_sequence.min(sequence);
+        self.not_before_us = self.not_before_us.max(not_before_us);
+        self.rewind = true;
+    }
+
+    /// The connection is gone: whatever was sent is to be sent again, and may have been stored.
+    pub fn on_connection_lost(&mut self) {
+        for entry in &mut self.entries {
+            if entry.stage == Stage::Sent {
+                entry.stage = Stage::Waits;
+                entry.doubtful = true;
+                self.next_sequence = self.next_sequence.min(entry.sequence);
+            }
+        }
+        self.sent = 0;
+        self.rewind = false;
+    }
+
+    /// Goes on under a new identity.
+    pub fn change_producer(&mut self, producer: ProducerId) {
+        self.producer = producer;
+        self.next_sequence = 0;
+    }
+
+    /// The oldest batch, once it and all before it are answered.
+    pub fn take_done(&mut self) -> Option<Left> {
+        let entry = *self.entries.front()?;
+        let Stage::Done(result) = entry.stage else { return None };
+        self.entries.pop_front();
+        let outcome_unknown = result.is_err() && entry.doubtful;
+        Some(Left { batch: entry.batch, result, outcome_unknown })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use thalweg_wire::ids::{Offset, StreamId};
+
+    fn lane() -> Lane {
+        let shard = ShardId { stream: StreamId(1), index: 0 };
+        Lane::new(shard, HashRange::FULL, Epoch(1), ProducerId(7), true)
+    }
+
+    fn stored(offset: u64) -> Ack {
+        let result =
+            Ok(Stored { first_offset: Offset(offset), append_time_ms: 0, duplicate: false });
+        Ack { result }
+    }
+
+    fn send_all(lane: &mut Lane, now_us: u64) -> Vec<(u32, u64)> {
+        std::iter::from_fn(|| lane.next_to_send(now_us)).collect()
+    }
+
+    #[test]
+    fn batches_leave_in_order_whatever_the_order_of_answers() {
+        let mut lane = lane();
+        (10..13).for_each(|batch| lane.push(batch));
+        assert_eq!(send_all(&mut lane, 0), [(10, 0), (11, 1), (12, 2)]);
+        lane.on_ack(12, &stored(2), 0);
+        lane.on_ack(10, &stored(0), 0);
+        assert_eq!(lane.take_done().unwrap().batch, 10);
+        assert_eq!(lane.take_done(), None);
+        lane.on_ack(11, &stored(1), 0);
+        assert_eq!(lane.take_done().unwrap().batch, 11);
+        assert_eq!(lane.take_done().unwrap().batch, 12);
+        assert!(lane.is_empty());
+    }
+
+    #[test]
+    fn a_throttled_batch_and_those_behind_it_are_sent_again_in_order() {
+        let mut lane = lane();
+        (10..13).for_each(|batch| lane.push(batch));
+        send_all(&mut lane, 0);
+        lane.on_ack(10, &stored(0), 0);
+        lane.on_ack(11, &Ack::refused(Refusal::new(ErrorCode::Throttled, 500)), 0);
+        assert_eq!(send_all(&mut lane, 1000), [], "12 is still under way");
+        lane.on_ack(12, &Ack::refused(Refusal::new(ErrorCode::SequenceGap, 1)), 0);
+        assert_eq!(send_all(&mut lane, 499), []);
+        assert_eq!(lane.waits_until_us(499), Some(500));
+        assert_eq!(send_all(&mut lane, 500), [(11, 1), (12, 2)]);
+    }
+
+    #[test]
+    fn a_refusal_for_good_leaves_no_gap() {
+        let mut lane = lane();
+        (10..13).for_each(|batch| lane.push(batch));
+        send_all(&mut lane, 0);
+        lane.on_ack(10, &Ack::refused(ErrorCode::BatchInvalid), 0);
+        lane.on_ack(11, &Ack::refused(Refusal::new(ErrorCode::SequenceGap, 0)), 0);
+        lane.on_ack(12, &Ack::refused(Refusal::new(ErrorCode::SequenceGap, 0)), 0);
+        let left = lane.take_done().unwrap();
+        assert_eq!((left.batch, left.outcome_unknown), (10, false));
+        assert_eq!(send_all(&mut lane, 0), [(11, 0), (12, 1)]);
+    }
+
+    #[test]
+    fn after_a_lost_connection_the_same_sequences_are_sent_again() {
+        let mut lane = lane();
+        (10..13).for_each(|batch| lane.push(batch));
+        send_all(&mut lane, 0);
+        lane.on_ack(10, &stored(0), 0);
+        lane.on_connection_lost();
+        assert_eq!(send_all(&mut lane, 0), [(11, 1), (12, 2)]);
+        lane.on_ack(11, &Ack::refused(Refusal::new(ErrorCode::StaleEpoch, 2)), 0);
+        lane.on_ack(12, &Ack::refused(Refusal::new(ErrorCode::StaleEpoch, 2)), 0);
+        assert_eq!(lane.epoch, Epoch(2));
+        assert_eq!(send_all(&mut lane, 0), [(11, 1), (12, 2)]);
+        lane.on_ack(11, &Ack::refused(ErrorCode::ProducerUnknown), 0);
+        lane.on_ack(12, &Ack::refused(ErrorCode::ProducerUnknown), 0);
+        lane.take_done().unwrap();
+        assert!(lane.take_done().unwrap().outcome_unknown);
+        lane.change_producer(ProducerId(8));
+        lane.push(13);
+        lane.take_done().unwrap();
+        assert_eq!(send_all(&mut lane, 0), [(13, 0)]);
+    }
+
+    #[test]
+    fn a_stale_answer_changes_nothing() {
+        let mut lane = lane();
+        lane.push(10);
+        assert_eq!(lane.on_ack(10, &stored(0), 0), Reaction::None);
+        assert_eq!(lane.take_done(), None);
+        assert_eq!(send_all(&mut lane, 0), [(10, 0)]);
+        lane.on_ack(10, &Ack::refused(ErrorCode::ExtentClosed), 0);
+        assert_eq!(send_all(&mut lane, 0), []);
+        assert_eq!(send_all(&mut lane, ROUTE_WAIT_US), [(10, 0)]);
+    }
+}
