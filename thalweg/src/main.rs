@@ -1,1 +1,203 @@
-fn main() {}
+//! The one command: `thalweg node` serves, `thalweg bench` measures.
+//!
+//! Arguments and start-up only: what a command does stands in its own crate.
+
+mod config;
+mod size;
+
+use std::io::{IsTerminal, Read};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use clap::{Parser, Subcommand};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use thalweg_bench::BenchCommand;
+use thalweg_node::{Node, NodeConfig, StartError};
+use thiserror::Error;
+use tracing::info;
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::ParseError;
+
+use crate::config::{ConfigError, NodeArgs, ReadyConfig};
+use crate::size::Size;
+
+/// Exit codes, of every command: 2 says that the machine does not suit, and nothing else does.
+const EXIT_FAILED: u8 = 1;
+
+/// A self-hosted, durable stream store.
+///
+/// Exit codes: 0 done; 2 the machine does not suit (no io_uring, too little memlock or disk space,
+/// a file system without direct I/O); 1 anything else.
+#[derive(Parser)]
+#[command(name = "thalweg", version, max_term_width = 100)]
+struct Cli {
+    /// What to log to stderr: off, error, warn, info, debug or trace, or such a level for a part
+    /// of the program, as in info,thalweg_node=debug [default: info; warn for bench]
+    #[arg(long, global = true, env = "THALWEG_LOG", value_name = "FILTER")]
+    log: Option<String>,
+
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve as a storage node until SIGTERM or SIGINT; a second signal ends it at once
+    ///
+    /// A value comes from its option, else its environment variable, else the file named by
+    /// --config, else its default. A size is a count of bytes or a number with KiB, MiB, GiB or
+    /// TiB.
+    Node(NodeArgs),
+
+    /// Measure and verify: run a workload against a node of its own
+    #[command(subcommand)]
+    Bench(BenchCommand),
+}
+
+/// Why the command failed. Each says what to do.
+#[derive(Debug, Error)]
+enum Failure {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("{filter:?} is no filter for logs ({source}): write a level, as info, or target=level")]
+    LogFilter { filter: String, source: ParseError },
+    #[error(transparent)]
+    Start(#[from] StartError),
+    #[error("cannot wait for signals: {0}")]
+    Signals(#[source] std::io::Error),
+}
+
+impl Failure {
+    fn exit_code(&self) -> u8 {
+        match self {
+            Failure::Start(error) => error.exit_code(),
+            Failure::Config(_) | Failure::LogFilter { .. } | Failure::Signals(_) => EXIT_FAILED,
+        }
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return print_usage(&error),
+    };
+    run(cli).unwrap_or_else(|failure| {
+        eprintln!("thalweg: {failure}");
+        ExitCode::from(failure.exit_code())
+    })
+}
+
+/// Prints help, version or what is wrong with the arguments. Clap's own exit code for the latter
+/// is the one that here names an unsuitable machine.
+fn print_usage(error: &clap::Error) -> ExitCode {
+    // Nothing is left to tell when stdout or stderr is closed.
+    let _ = error.print();
+    if error.use_stderr() { ExitCode::from(EXIT_FAILED) } else { ExitCode::SUCCESS }
+}
+
+fn run(cli: Cli) -> Result<ExitCode, Failure> {
+    match cli.command {
+        Command::Node(arguments) => {
+            let ReadyConfig { node, log } = arguments.into_config()?;
+            start_logs(cli.log.or(log).as_deref().unwrap_or("info"))?;
+            serve(node)?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Bench(command) => {
+            start_logs(cli.log.as_deref().unwrap_or("warn"))?;
+            Ok(thalweg_bench::run(command))
+        }
+    }
+}
+
+fn start_logs(filter: &str) -> Result<(), Failure> {
+    let parsed = EnvFilter::try_new(filter)
+        .map_err(|source| Failure::LogFilter { filter: filter.to_owned(), source })?;
+    tracing_subscriber::fmt()
+        .with_env_filter(parsed)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    Ok(())
+}
+
+/// Runs a node until a signal asks it to stop. Until it serves, a signal ends the process at
+/// once: to the data directories that is a crash, which they are made for.
+fn serve(config: NodeConfig) -> Result<(), Failure> {
+    let summary = Summary::of(&config);
+    let node = Node::start(config)?;
+    let mut signals = catch_signals().map_err(Failure::Signals)?;
+    summary.log(&node);
+    signals.wait().map_err(Failure::Signals)?;
+    info!("stopping: what was accepted is made durable and answered; a second signal ends this");
+    node.stop();
+    info!("stopped");
+    Ok(())
+}
+
+/// What a person needs to know of a node that has started.
+struct Summary {
+    data_dirs: Vec<PathBuf>,
+    memory: Size,
+}
+
+impl Summary {
+    fn of(config: &NodeConfig) -> Summary {
+        Summary { data_dirs: config.data_dirs.clone(), memory: Size(config.memory_bytes) }
+    }
+
+    fn log(&self, node: &Node) {
+        for (directory, disk) in self.data_dirs.iter().zip(node.disks()) {
+            info!("data directory {} is disk {disk}", directory.display());
+        }
+        info!("memory budget {}", self.memory);
+        for (core, address) in node.addresses().iter().enumerate() {
+            info!("core {core} listens on {address}");
+        }
+    }
+}
+
+/// The end of a pipe into which a signal writes.
+struct Signals(UnixStream);
+
+fn catch_signals() -> std::io::Result<Signals> {
+    let (receiver, sender) = UnixStream::pair()?;
+    let stopping = Arc::new(AtomicBool::new(false));
+    for signal in [SIGTERM, SIGINT] {
+        // Actions run in this order: the first signal finds the flag unset and sets it, the
+        // second one finds it set.
+        let exit_code = 128 + signal;
+        signal_hook::flag::register_conditional_shutdown(signal, exit_code, stopping.clone())?;
+        signal_hook::flag::register(signal, stopping.clone())?;
+        signal_hook::low_level::pipe::register(signal, sender.try_clone()?)?;
+    }
+    Ok(Signals(receiver))
+}
+
+impl Signals {
+    /// Returns when a signal has come.
+    fn wait(&mut self) -> std::io::Result<()> {
+        self.0.read_exact(&mut [0])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_signal_ends_the_wait() {
+        let mut signals = catch_signals().unwrap();
+        signal_hook::low_level::raise(SIGTERM).unwrap();
+        signals.wait().unwrap();
+    }
+}

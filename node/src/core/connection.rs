@@ -73,8 +73,11 @@ pub enum Ending {
     No,
     /// When what waits has been sent, or at this time at the latest (microseconds).
     AfterOutput(u64),
-    /// It has been shut down; it closes when nothing is in flight.
-    Shutdown,
+    /// It is being shut down; it closes when nothing is in flight.
+    Shutdown {
+        /// Whether the shutdown itself has completed.
+        completed: bool,
+    },
     /// The close is in flight.
     Closing,
 }
@@ -156,6 +159,7 @@ impl Connection {
                 (Piece { buffer: self.head, start, bytes }, false)
             }
         };
+        assert!(into.bytes > 0, "a receive has room");
         io.receive(self.key.id, into, all);
     }
 

@@ -290,6 +290,12 @@ impl<I: Io> Core<I> {
             Token::Accept => self.accepted(result),
             Token::Receive(id) => self.received(id, result),
             Token::Send(id) => self.sent(id, result),
+            Token::Shutdown(id) => {
+                if let Some(connection) = self.connections.get_mut(&id) {
+                    connection.ending = Ending::Shutdown { completed: true };
+                    self.touched.push(id);
+                }
+            }
             Token::Close(id) => self.closed(id),
             Token::Write { log, unit } => {
                 self.logs[log as usize].on_write(&mut self.io, unit, result);
@@ -376,6 +382,7 @@ impl<I: Io> Core<I> {
                 self.serve_frames(id);
             }
             _ => {
+                tracing::debug!(?result, "a connection ended");
                 // The peer ended the stream, or it broke. What was taken from it is finished, and
                 // answered if it still listens.
                 connection.receiving = false;
@@ -573,6 +580,7 @@ impl<I: Io> Core<I> {
         let memory = self.io.memory_mut();
         let sent = result.map_or(usize::MAX, |bytes| bytes as usize);
         if !connection.output.on_sent(memory, sent) {
+            tracing::debug!(?result, "a send failed or was cut short: the connection is closed");
             self.shut(id);
         }
         self.touched.push(id);
@@ -601,8 +609,8 @@ impl<I: Io> Core<I> {
                     self.go_on(id);
                 }
             }
-            Ending::Shutdown => {
-                if !connection.receiving && !connection.output.is_sending() {
+            Ending::Shutdown { completed } => {
+                if completed && !connection.receiving && !connection.output.is_sending() {
                     connection.ending = Ending::Closing;
                     self.io.close(id);
                 }
@@ -628,7 +636,7 @@ impl<I: Io> Core<I> {
     fn shut(&mut self, id: ConnectionId) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         if matches!(connection.ending, Ending::No | Ending::AfterOutput(_)) {
-            connection.ending = Ending::Shutdown;
+            connection.ending = Ending::Shutdown { completed: false };
             self.io.shutdown(id);
             self.touched.push(id);
         }

@@ -32,6 +32,8 @@ pub enum Token {
     Receive(ConnectionId),
     /// A send on this connection; the result counts bytes.
     Send(ConnectionId),
+    /// Both directions of the connection were ended.
+    Shutdown(ConnectionId),
     /// The connection is closed.
     Close(ConnectionId),
     /// A write of unit `unit` of log `log`; the result counts bytes.
@@ -87,9 +89,11 @@ pub trait Io {
     fn receive(&mut self, connection: ConnectionId, into: Piece, all: bool);
     /// Sends the pieces in order.
     fn send(&mut self, connection: ConnectionId, pieces: &[Piece]);
-    /// Ends both directions: what is in flight on the connection completes soon.
+    /// Ends both directions: what is in flight on the connection completes soon. It completes
+    /// itself, and must have before the connection is closed: a ring looks a connection up when it
+    /// gets to the operation, and its place may be another's by then.
     fn shutdown(&mut self, connection: ConnectionId);
-    /// Closes a connection on which nothing is in flight.
+    /// Closes a connection on which nothing is in flight, a shutdown included.
     fn close(&mut self, connection: ConnectionId);
 
     /// Writes `from` at byte `at`; with `durable`, completes only when it would survive a crash.

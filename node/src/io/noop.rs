@@ -122,6 +122,7 @@ impl Io for NoopIo {
         if self.waiting[connection.0 as usize].take().is_some() {
             self.finish(Token::Receive(connection), 0);
         }
+        self.finish(Token::Shutdown(connection), 0);
     }
 
     fn close(&mut self, connection: ConnectionId) {

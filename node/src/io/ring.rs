@@ -20,7 +20,7 @@ const SUBMISSIONS: u32 = 1024;
 /// Entries of the completion queue; the kernel keeps what does not fit and the ring says so.
 const COMPLETIONS: u32 = 8192;
 /// Places for files in the ring's table. A core with more segments needs larger segments.
-pub const FILES_MAX: u32 = 16 * 1024;
+pub const FILES_MAX: u32 = 8 * 1024;
 /// Largest part of the arena that one registration may have (kernel limit: 1 GiB).
 const REGISTERED_BYTES: usize = 1 << 30;
 /// Pieces of one send.
@@ -64,8 +64,7 @@ struct SendMessage {
 }
 
 struct InFlight {
-    /// `None` for what nobody waits for.
-    token: Option<Token>,
+    token: Token,
     loan: Option<BufferId>,
     message: Option<Box<SendMessage>>,
 }
@@ -160,20 +159,20 @@ impl Ring {
         let entry = opcode::AcceptMulti::new(io_uring::types::Fd(self.listener.as_raw_fd()))
             .allocate_file_index(true)
             .build();
-        self.submit(entry, Some(Token::Accept), None, None);
+        self.submit(entry, Token::Accept, None, None);
     }
 
     fn listen_for_wake(&mut self) {
         let into: *mut u64 = &mut *self.wake_count;
         let entry =
             opcode::Read::new(io_uring::types::Fd(self.wake.as_raw_fd()), into.cast(), 8).build();
-        self.submit(entry, Some(Token::Wake), None, None);
+        self.submit(entry, Token::Wake, None, None);
     }
 
     fn submit(
         &mut self,
         entry: squeue::Entry,
-        token: Option<Token>,
+        token: Token,
         loan: Option<BufferId>,
         message: Option<Box<SendMessage>>,
     ) {
@@ -234,12 +233,12 @@ impl Ring {
             ended.token
         };
         match token {
-            Some(Token::Accept) if !more && self.accepting => self.accept(),
-            Some(Token::Wake) => self.listen_for_wake(),
+            Token::Accept if !more && self.accepting => self.accept(),
+            Token::Wake => self.listen_for_wake(),
             _ => {}
         }
         let result = u32::try_from(result).map_err(|_| Errno(-result));
-        completions.extend(token.map(|token| Completion { token, result }));
+        completions.push(Completion { token, result });
     }
 
     fn registered_index(&self, piece: Piece) -> u16 {
@@ -290,7 +289,7 @@ impl Io for Ring {
         let flags = if all { libc::MSG_WAITALL } else { 0 };
         let entry =
             opcode::Recv::new(Fixed(connection.0), address, into.bytes).flags(flags).build();
-        self.submit(entry, Some(Token::Receive(connection)), Some(into.buffer), None);
+        self.submit(entry, Token::Receive(connection), Some(into.buffer), None);
     }
 
     fn send(&mut self, connection: ConnectionId, pieces: &[Piece]) {
@@ -300,7 +299,7 @@ impl Io for Ring {
             let address = self.arena.address(*piece);
             let entry =
                 opcode::Send::new(Fixed(connection.0), address, piece.bytes).flags(flags).build();
-            self.submit(entry, Some(Token::Send(connection)), None, None);
+            self.submit(entry, Token::Send(connection), None, None);
             return;
         }
         let mut message = self.spare_messages.pop().unwrap_or_else(|| {
@@ -316,18 +315,17 @@ impl Io for Ring {
         let entry = opcode::SendMsg::new(Fixed(connection.0), &raw const message.header)
             .flags(flags as u32)
             .build();
-        self.submit(entry, Some(Token::Send(connection)), None, Some(message));
+        self.submit(entry, Token::Send(connection), None, Some(message));
     }
 
     fn shutdown(&mut self, connection: ConnectionId) {
         let entry = opcode::Shutdown::new(Fixed(connection.0), libc::SHUT_RDWR).build();
-        // Nobody waits for it: what is in flight on the connection completes, and that is seen.
-        self.submit(entry, None, None, None);
+        self.submit(entry, Token::Shutdown(connection), None, None);
     }
 
     fn close(&mut self, connection: ConnectionId) {
         let entry = opcode::Close::new(Fixed(connection.0)).build();
-        self.submit(entry, Some(Token::Close(connection)), None, None);
+        self.submit(entry, Token::Close(connection), None, None);
     }
 
     fn write(&mut self, token: Token, file: FileId, at: u64, from: Piece, durable: bool) {
@@ -337,12 +335,12 @@ impl Io for Ring {
             .offset(at)
             .rw_flags(flags)
             .build();
-        self.submit(entry, Some(token), None, None);
+        self.submit(entry, token, None, None);
     }
 
     fn sync(&mut self, token: Token, file: FileId) {
         let entry = opcode::Fsync::new(Fixed(file.0)).flags(FsyncFlags::DATASYNC).build();
-        self.submit(entry, Some(token), None, None);
+        self.submit(entry, token, None, None);
     }
 
     fn read(&mut self, token: Token, file: FileId, at: u64, into: Piece) {
@@ -350,7 +348,7 @@ impl Io for Ring {
         let address = self.arena.loan(into);
         let entry =
             opcode::ReadFixed::new(Fixed(file.0), address, into.bytes, index).offset(at).build();
-        self.submit(entry, Some(token), Some(into.buffer), None);
+        self.submit(entry, token, Some(into.buffer), None);
     }
 
     fn poll(&mut self, completions: &mut Vec<Completion>, wait: Wait) -> Result<(), Errno> {

@@ -1,0 +1,130 @@
+//! A node in the same process, in a directory of its own, with shards opened as a controller would.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use thalweg_client::Admin;
+use thalweg_node::{Counters, Node, NodeConfig};
+use thalweg_wire::control::{OpenExtent, ShardLimits};
+use thalweg_wire::hash_range::HashRange;
+use thalweg_wire::ids::{DiskId, Epoch, ExtentId, Offset, ShardId, StreamId};
+
+use crate::error::BenchError;
+use crate::settings::Common;
+
+/// The stream that workloads write to.
+pub const STREAM: StreamId = StreamId(1);
+const ADMIN_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A node that goes when this does, with its data.
+pub struct EmbeddedNode {
+    node: Option<Node>,
+    dir: DirectoryOfRun,
+}
+
+/// A directory that this run made and removes.
+struct DirectoryOfRun {
+    path: PathBuf,
+    parent_was_made: bool,
+}
+
+impl DirectoryOfRun {
+    fn make(parent: &Path) -> Result<DirectoryOfRun, BenchError> {
+        let parent_was_made = !parent.exists();
+        let path = parent.join(format!("run-{}", std::process::id()));
+        std::fs::create_dir_all(&path)
+            .map_err(|source| BenchError::File { path: path.clone(), source })?;
+        Ok(DirectoryOfRun { path, parent_was_made })
+    }
+}
+
+impl Drop for DirectoryOfRun {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.path) {
+            eprintln!("warning: {} could not be removed: {error}", self.path.display());
+        }
+        if let Some(parent) = self.path.parent()
+            && self.parent_was_made
+        {
+            // Left where others put something there meanwhile.
+            let _ = std::fs::remove_dir(parent);
+        }
+    }
+}
+
+impl EmbeddedNode {
+    /// Starts a node with `prefill_bytes` of zero-filled segments.
+    ///
+    /// # Errors
+    /// [`BenchError`].
+    pub fn start(settings: &Common, prefill_bytes: u64) -> Result<EmbeddedNode, BenchError> {
+        let dir = DirectoryOfRun::make(&settings.data_dir)?;
+        let config = NodeConfig {
+            data_dirs: vec![dir.path.join("disk-0")],
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            cores: settings.cores,
+            memory_bytes: settings.memory_bytes,
+            prefill_bytes,
+            ..NodeConfig::default()
+        };
+        Ok(EmbeddedNode { node: Some(Node::start(config)?), dir })
+    }
+
+    fn node(&self) -> &Node {
+        self.node.as_ref().expect("the node runs until it is dropped")
+    }
+
+    /// The address of each core.
+    #[must_use]
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.node().addresses()
+    }
+
+    /// What the node has counted.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.node().counters()
+    }
+
+    /// The directory of the node's data.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir.path
+    }
+
+    /// Opens the shards of a stream, in turn over the cores.
+    ///
+    /// # Errors
+    /// [`BenchError::Client`].
+    pub fn open_shards(&self, shards: u32, limits: Option<ShardLimits>) -> Result<(), BenchError> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let addresses = self.addresses();
+        for (core, address) in addresses.iter().enumerate() {
+            let opens: Vec<OpenExtent> = (0..shards)
+                .filter(|index| *index as usize % addresses.len() == core)
+                .map(|index| OpenExtent {
+                    extent: ExtentId { shard: ShardId { stream: STREAM, index }, epoch: Epoch(1) },
+                    range: HashRange::of_initial_shard(index, shards),
+                    first_offset: Offset(0),
+                    shard_created_s: now.as_secs(),
+                    limits,
+                    retention_class: 0,
+                    copies: 1,
+                    acks: 1,
+                    replicas: [DiskId([0; 16]); 3],
+                    store_generation: 0,
+                })
+                .collect();
+            Admin::connect(*address, ADMIN_TIMEOUT)?.open_extents(&opens)?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for EmbeddedNode {
+    fn drop(&mut self) {
+        // Before its directory goes.
+        drop(self.node.take());
+    }
+}

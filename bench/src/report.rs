@@ -1,0 +1,200 @@
+//! What came of a run: for people on stdout, for programs as one JSON object.
+
+use std::path::Path;
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+use thalweg_node::Counters;
+
+use crate::error::BenchError;
+use crate::limits::Limits;
+use crate::machine::{Machine, resident_bytes_max};
+
+/// The JSON object; its fields are described in `bench/README.md`. What a workload does not
+/// measure is null.
+#[derive(Clone, Debug, Serialize)]
+#[allow(missing_docs)]
+pub struct Report {
+    pub workload: &'static str,
+    pub settings: serde_json::Value,
+    pub records_per_s: Option<f64>,
+    pub bytes_per_s: Option<f64>,
+    pub batches_per_s: Option<f64>,
+    pub p50_us: Option<u64>,
+    pub p99_us: Option<u64>,
+    pub p999_us: Option<u64>,
+    pub max_us: Option<u64>,
+    pub cpu_s_per_gb: Option<f64>,
+    pub disk_write_ratio: Option<f64>,
+    pub disk_read_ratio: Option<f64>,
+    pub read_back_bytes_per_s: Option<f64>,
+    pub warm_tail_bytes_per_s: Option<f64>,
+    pub resident_bytes_max: u64,
+    pub node: serde_json::Value,
+    pub limits: Limits,
+    pub failures: Vec<String>,
+    pub verified: bool,
+    pub passed: bool,
+    pub machine: Machine,
+    pub revision: &'static str,
+}
+
+impl Report {
+    /// A report without figures yet.
+    pub fn new(
+        workload: &'static str,
+        settings: &impl Serialize,
+        machine: Machine,
+        limits: Limits,
+    ) -> Report {
+        Report {
+            workload,
+            settings: serde_json::to_value(settings).expect("settings are plain data"),
+            records_per_s: None,
+            bytes_per_s: None,
+            batches_per_s: None,
+            p50_us: None,
+            p99_us: None,
+            p999_us: None,
+            max_us: None,
+            cpu_s_per_gb: None,
+            disk_write_ratio: None,
+            disk_read_ratio: None,
+            read_back_bytes_per_s: None,
+            warm_tail_bytes_per_s: None,
+            resident_bytes_max: resident_bytes_max(),
+            node: serde_json::Value::Null,
+            limits,
+            failures: Vec::new(),
+            verified: false,
+            passed: false,
+            machine,
+            revision: env!("THALWEG_REVISION"),
+        }
+    }
+
+    /// Takes the percentiles of a distribution of microseconds.
+    pub fn set_latency(&mut self, latency_us: &Histogram<u64>) {
+        if latency_us.is_empty() {
+            return;
+        }
+        self.p50_us = Some(latency_us.value_at_quantile(0.5));
+        self.p99_us = Some(latency_us.value_at_quantile(0.99));
+        self.p999_us = Some(latency_us.value_at_quantile(0.999));
+        self.max_us = Some(latency_us.max());
+    }
+
+    /// Takes what the node counted.
+    pub fn set_node(&mut self, counters: &Counters) {
+        self.node = serde_json::json!({
+            "frames_received": counters.frames_received,
+            "batches_appended": counters.batches_appended,
+            "records_appended": counters.records_appended,
+            "bytes_appended": counters.bytes_appended,
+            "duplicates": counters.duplicates,
+            "refusals": counters.refusals,
+            "groups_written": counters.groups_written,
+            "bytes_written": counters.bytes_written,
+            "syncs": counters.syncs,
+            "reads": counters.reads,
+            "bytes_read": counters.bytes_read,
+            "batches_from_memory": counters.batches_from_memory,
+            "batches_from_disk": counters.batches_from_disk,
+        });
+    }
+
+    /// Writes the object, if a file was named.
+    ///
+    /// # Errors
+    /// [`BenchError::File`].
+    pub fn write_json(&self, path: Option<&Path>) -> Result<(), BenchError> {
+        let Some(path) = path else { return Ok(()) };
+        let mut text = serde_json::to_string(self).expect("a report is plain data");
+        text.push('\n');
+        std::fs::write(path, text)
+            .map_err(|source| BenchError::File { path: path.to_path_buf(), source })
+    }
+
+    /// Prints the report for a person: the two figures that matter first.
+    pub fn print(&self) {
+        let line = |name: &str, value: String| println!("  {name:<22}{value}");
+        let records = self.records_per_s.unwrap_or(0.0);
+        println!();
+        println!("  {} records/s    p99 {}", grouped(records), micros(self.p99_us));
+        println!();
+        let bytes = self.bytes_per_s.unwrap_or(0.0);
+        let batches = self.batches_per_s.unwrap_or(0.0);
+        line("written", format!("{} ({} batches/s)", rate(bytes), grouped(batches)));
+        line("of the disk, synced", percent(self.disk_write_ratio));
+        let p50 = micros(self.p50_us);
+        let (p999, max) = (micros(self.p999_us), micros(self.max_us));
+        line("ack p50 / p99.9 / max", format!("{p50} / {p999} / {max}"));
+        let cpu = self.cpu_s_per_gb.map_or("-".into(), |cpu| format!("{cpu:.2} s a GB"));
+        line("processor", cpu);
+        if let Some(bytes) = self.warm_tail_bytes_per_s {
+            line("tail from memory", rate(bytes));
+        }
+        if let Some(bytes) = self.read_back_bytes_per_s {
+            let of_disk = percent(self.disk_read_ratio);
+            line("read back", format!("{} ({of_disk} of the disk)", rate(bytes)));
+        }
+        line("memory, most", format!("{} MiB", self.resident_bytes_max >> 20));
+        line("verified", if self.verified { "every acked record".into() } else { "no".into() });
+        line("revision", self.revision.to_string());
+        for failure in &self.failures {
+            println!("  FAILED: {failure}");
+        }
+        println!();
+    }
+}
+
+/// Prints the machine's limits.
+pub fn print_limits(limits: &Limits) {
+    println!("  disk, synced writes   {}", rate(limits.disk_write_bytes_per_s));
+    println!("  disk, reads           {}", rate(limits.disk_read_bytes_per_s));
+    println!("  disk, 4 KiB syncs     {}/s", grouped(limits.disk_syncs_per_s));
+    println!("  loopback              {}", rate(limits.loopback_bytes_per_s));
+}
+
+fn rate(bytes_per_s: f64) -> String {
+    format!("{:.2} GB/s", bytes_per_s / 1e9)
+}
+
+fn percent(ratio: Option<f64>) -> String {
+    ratio.map_or("-".into(), |ratio| format!("{:.0} %", ratio * 100.0))
+}
+
+fn micros(us: Option<u64>) -> String {
+    match us {
+        None => "-".into(),
+        Some(us) if us < 10_000 => format!("{us} us"),
+        Some(us) => format!("{:.1} ms", us as f64 / 1000.0),
+    }
+}
+
+/// A whole number with its thousands apart.
+#[must_use]
+pub fn grouped(number: f64) -> String {
+    let digits = format!("{number:.0}");
+    let mut text = String::new();
+    for (at, digit) in digits.chars().enumerate() {
+        if at > 0 && (digits.len() - at).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_readable() {
+        assert_eq!(grouped(1_234_567.8), "1,234,568");
+        assert_eq!(grouped(12.0), "12");
+        assert_eq!((micros(Some(999)), micros(Some(12_345))), ("999 us".into(), "12.3 ms".into()));
+        assert_eq!((percent(Some(0.805)), percent(None)), ("81 %".into(), "-".into()));
+    }
+}
