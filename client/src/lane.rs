@@ -195,6 +195,12 @@ impl Lane {
                 self.send_again(place, now_us + ROUTE_WAIT_US);
                 Reaction::RefreshRoute
             }
+            // A batch before it was refused, and with it the sequence that would have made the
+            // producer known.
+            ErrorCode::ProducerUnknown if self.waits_before(place) => {
+                self.send_again(place, now_us);
+                Reaction::None
+            }
             ErrorCode::ProducerUnknown => {
                 // What went before under this identity is not remembered: whether this batch was
                 // stored by an earlier try cannot be known. The driver gives a new identity.
@@ -203,6 +209,17 @@ impl Lane {
             }
             _ => self.give_up(place, refusal),
         }
+    }
+
+    /// Whether a batch before this place, or a sequence that became free, will make the producer
+    /// known yet. Not once the identity was given up: under another, what may have been stored
+    /// must not be sent again.
+    fn waits_before(&self, place: usize) -> bool {
+        let given_up = |entry: &Entry| matches!(entry.stage, Stage::Done(Err(why)) if why.code == ErrorCode::ProducerUnknown);
+        let waits = |entry: &Entry| matches!(entry.stage, Stage::Waits | Stage::Sent);
+        !self.entries.range(..place).any(given_up)
+            && (self.entries.range(..place).any(waits)
+                || self.next_sequence <= self.entries[place].sequence)
     }
 
     fn give_up(&mut self, place: usize, refusal: Refusal) -> Reaction {
@@ -298,6 +315,19 @@ mod tests {
         assert_eq!(send_all(&mut lane, 499), []);
         assert_eq!(lane.waits_until_us(499), Some(500));
         assert_eq!(send_all(&mut lane, 500), [(11, 1), (12, 2)]);
+    }
+
+    /// The first batch of a producer was throttled while the second was under way: the node
+    /// did not know the producer yet, and the second was reported as of unknown outcome.
+    #[test]
+    fn a_producer_that_could_not_become_known_is_not_unknown() {
+        let mut lane = lane();
+        lane.push(10);
+        lane.push(11);
+        send_all(&mut lane, 0);
+        lane.on_ack(10, &Ack::refused(Refusal::new(ErrorCode::Throttled, 500)), 0);
+        lane.on_ack(11, &Ack::refused(ErrorCode::ProducerUnknown), 0);
+        assert_eq!(send_all(&mut lane, 500), [(10, 0), (11, 1)]);
     }
 
     #[test]

@@ -110,7 +110,10 @@ pub(crate) enum ConfigError {
         source: std::io::Error,
     },
     /// The file is no TOML, has an unknown key, or a value of another type.
-    #[error("the configuration file {} is not valid: {}", path.display(), source.to_string().trim_end())]
+    #[error(
+        "the configuration file {} is not valid: {}",
+        path.display(), source.to_string().trim_end()
+    )]
     Parse {
         /// The file.
         path: PathBuf,

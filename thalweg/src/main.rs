@@ -9,8 +9,6 @@ use std::io::{IsTerminal, Read};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use clap::{Parser, Subcommand};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -45,7 +43,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve as a storage node until SIGTERM or SIGINT; a second signal ends it at once
+    /// Serve as a storage node until SIGTERM or SIGINT
     ///
     /// A value comes from its option, else its environment variable, else the file named by
     /// --config, else its default. A size is a count of bytes or a number with KiB, MiB, GiB or
@@ -132,7 +130,7 @@ fn serve(config: NodeConfig) -> Result<(), Failure> {
     let mut signals = catch_signals().map_err(Failure::Signals)?;
     summary.log(&node);
     signals.wait().map_err(Failure::Signals)?;
-    info!("stopping: what was accepted is made durable and answered; a second signal ends this");
+    info!("stopping: what was accepted is made durable and answered");
     node.stop();
     info!("stopped");
     Ok(())
@@ -165,13 +163,7 @@ struct Signals(UnixStream);
 
 fn catch_signals() -> std::io::Result<Signals> {
     let (receiver, sender) = UnixStream::pair()?;
-    let stopping = Arc::new(AtomicBool::new(false));
     for signal in [SIGTERM, SIGINT] {
-        // Actions run in this order: the first signal finds the flag unset and sets it, the
-        // second one finds it set.
-        let exit_code = 128 + signal;
-        signal_hook::flag::register_conditional_shutdown(signal, exit_code, stopping.clone())?;
-        signal_hook::flag::register(signal, stopping.clone())?;
         signal_hook::low_level::pipe::register(signal, sender.try_clone()?)?;
     }
     Ok(Signals(receiver))

@@ -161,7 +161,7 @@ impl<I: Io> Core<I> {
     }
 
     /// Opens the extent after a shard's newest, on the same log, with what the shard knows of its
-    /// producers.
+    /// producers. The newest is sealed by it, where it is not yet, in the same frame.
     pub(super) fn open_next(
         &mut self,
         shard: u32,
@@ -171,16 +171,16 @@ impl<I: Io> Core<I> {
         let record = &self.logs[older.log as usize].extent(older.number).record;
         let (producers, last_append_ms) = (record.producers.clone(), record.last_append_ms);
         let opened = self.append_open(older.log, open, producers, last_append_ms)?;
-        self.logs[older.log as usize].extent_mut(older.number).record.producers =
-            Producers::default();
+        let record = &mut self.logs[older.log as usize].extent_mut(older.number).record;
+        let same_limits = record.open.limits == open.limits;
+        record.state = ExtentState::Sealed;
+        record.producers = Producers::default();
         let now_us = self.time.now_us;
         let shard = self.shards.at_mut(shard);
         shard.extents.push(opened.0);
-        match (&open.limits, &shard.buckets) {
-            (None, _) => shard.buckets = None,
-            // Limits that were not there before start with an empty bucket: no free burst.
-            (Some(limits), None) => shard.buckets = Some(Buckets::empty(limits, now_us)),
-            (Some(_), Some(_)) => {}
+        if !same_limits {
+            // Other limits start with an empty bucket: no burst for free.
+            shard.buckets = open.limits.as_ref().map(|limits| Buckets::empty(limits, now_us));
         }
         Ok(opened)
     }
@@ -261,14 +261,6 @@ impl<I: Io> Core<I> {
         }
         self.end_extent(place, ExtentState::Sealed, seal.recovery_epoch, seal.end)
             .map(|lsn| self.obeyed(shard, place, lsn))
-    }
-
-    /// Seals a shard's newest extent where it ends.
-    pub(super) fn seal_newest(&mut self, shard: u32) -> Result<(), Refusal> {
-        let place = self.shards.at(shard).newest();
-        let record = &self.logs[place.log as usize].extent(place.number).record;
-        let (recovery_epoch, end) = (record.recovery_epoch, record.end);
-        self.end_extent(place, ExtentState::Sealed, recovery_epoch, end).map(|_| ())
     }
 
     /// Stops the extent at once; the frame that says so comes after everything accepted before.

@@ -188,7 +188,6 @@ impl<I: Io> Core<I> {
                 let mut open = record.open;
                 open.extent.epoch = Epoch(open.extent.epoch.0 + 1);
                 open.first_offset = record.end;
-                self.seal_newest(place)?;
                 self.open_next(place, open)?;
             }
         }
@@ -216,6 +215,12 @@ impl<I: Io> Core<I> {
     #[must_use]
     pub fn io(&self) -> &I {
         &self.io
+    }
+
+    /// The world alone: the core ends here, wherever it was.
+    #[must_use]
+    pub fn into_io(self) -> I {
+        self.io
     }
 
     /// The logs.

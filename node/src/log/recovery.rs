@@ -16,6 +16,7 @@ use rkyv::util::AlignedVec;
 use thalweg_wire::batch::Batch;
 use thalweg_wire::checksum::crc32c;
 use thalweg_wire::codec::{align_up, u64_at};
+use thalweg_wire::control::ExtentState;
 use thalweg_wire::ids::{DiskId, Lsn};
 use thiserror::Error;
 
@@ -592,7 +593,7 @@ impl ScanState {
             }
             FrameKind::Open => {
                 let (record, _) = ExtentRecord::decode(payload).map_err(text)?;
-                forget_producers_of_older(&mut self.extents, &record);
+                end_older(&mut self.extents, &record);
                 self.extents.insert(record.number, record);
             }
             FrameKind::End => {
@@ -616,10 +617,12 @@ impl ScanState {
     }
 }
 
-/// Only a shard's newest extent keeps its producers.
-fn forget_producers_of_older(extents: &mut BTreeMap<u32, ExtentRecord>, opened: &ExtentRecord) {
+/// An extent that was opened ends those before it: a node that is its own controller says both in
+/// one frame, so that no crash comes between. Only the newest keeps the shard's producers.
+fn end_older(extents: &mut BTreeMap<u32, ExtentRecord>, opened: &ExtentRecord) {
     let shard = opened.open.extent.shard;
     for record in extents.values_mut().filter(|record| record.open.extent.shard == shard) {
+        record.state = ExtentState::Sealed;
         record.producers = Default::default();
     }
 }

@@ -333,6 +333,12 @@ impl Log {
         self.sealed.get(&sequence)
     }
 
+    /// How many segments are whole.
+    #[must_use]
+    pub fn sealed_count(&self) -> usize {
+        self.sealed.len()
+    }
+
     /// File and base of a segment that has batches.
     ///
     /// # Panics
