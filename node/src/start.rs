@@ -21,7 +21,7 @@ use crate::core::machine::{Core, CoreMessage, CoreRequest, CoreSettings, Time};
 use crate::core::shard::Placement;
 use crate::counters::{Counters, SharedCounters};
 use crate::disk::{Disk, DiskError, open_segment, segment_files, segment_path};
-use crate::io::ring::{Ring, RingError};
+use crate::io::ring::{Ring, RingError, probe};
 use crate::io::wake::Mailbox;
 use crate::io::{Arena, Errno, FileId, Wait};
 use crate::log::recovery::{RecoveredLog, RecoveryError};
@@ -161,6 +161,7 @@ impl Node {
     pub fn start(config: NodeConfig) -> Result<Node, StartError> {
         let cores = check(&config)?;
         raise_limits();
+        probe(config.memory_bytes as usize)?;
         let background = Background::start()?;
         let disks = config
             .data_dirs

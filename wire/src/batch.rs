@@ -388,7 +388,10 @@ fn scan(header: &BatchHeader, columns: &ArchivedBody, range: &HashRange) -> Resu
         let (key_end, data_end) = (entry.key_end.to_native(), entry.data_end.to_native());
         // A key has 1 to KEY_BYTES_MAX bytes; wrapping makes a falling end a huge length.
         sound &= key_end.wrapping_sub(key_start).wrapping_sub(1) < limits::PARTITION_KEY_BYTES_MAX;
-        sound &= data_end.wrapping_sub(data_start) <= limits::RECORD_BYTES_MAX;
+        let data_bytes = data_end.wrapping_sub(data_start);
+        sound &= data_bytes <= limits::RECORD_BYTES_MAX;
+        sound &=
+            data_bytes.wrapping_add(key_end.wrapping_sub(key_start)) <= limits::RECORD_BYTES_MAX;
         in_range &= range.contains(HashKey::from_bytes(entry.hash_key));
         (key_start, data_start) = (key_end, data_end);
     }
@@ -406,7 +409,7 @@ fn first_violation(index: &[ArchivedEntry], range: &HashRange) -> BatchError {
         match (key_bytes, data_bytes) {
             (Some(key), Some(data))
                 if (1..=limits::PARTITION_KEY_BYTES_MAX).contains(&key)
-                    && data <= limits::RECORD_BYTES_MAX => {}
+                    && data <= limits::RECORD_BYTES_MAX - key => {}
             _ => return BatchError::Index { record },
         }
         if !range.contains(HashKey::from_bytes(entry.hash_key)) {

@@ -70,7 +70,7 @@ codes! {
     BeyondEnd = 20, "beyond the end of the shard, which is the offset in the hint";
     /// The peer sent too slowly; the hint is the minimum rate in bytes/s. The connection closes.
     TooSlow = 21, "the frame arrived below the minimum rate in the hint";
-    /// Stored bytes do not match their checksums.
+    /// Stored bytes do not match their checksums; the hint is the first damaged batch's offset.
     Corrupt = 22, "stored records are damaged: read them from another replica";
     /// The node is stopping.
     Stopping = 23, "the node is stopping: go to the shard's next leader";

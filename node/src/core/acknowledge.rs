@@ -86,7 +86,7 @@ impl<I: Io> Core<I> {
                 Waiting::Batch { produce, item, admitted } => {
                     let ack = if committed {
                         self.commit(&admitted);
-                        Ack { result: Ok(admitted.stored) }
+                        Ack { result: admitted.answer }
                     } else {
                         Ack::refused(ErrorCode::LogFailed)
                     };
@@ -105,12 +105,13 @@ impl<I: Io> Core<I> {
 
     /// Readers may see the batch from now on.
     fn commit(&mut self, admitted: &Admitted) {
-        if admitted.records == 0 {
+        let Ok(stored) = admitted.answer else { return };
+        if stored.duplicate {
             return;
         }
         let shard = self.shards.at_mut(admitted.shard);
-        shard.committed = admitted.stored.first_offset.after(u64::from(admitted.records));
-        shard.committed_ms = admitted.stored.append_time_ms;
+        shard.committed = stored.first_offset.after(u64::from(admitted.records));
+        shard.committed_ms = stored.append_time_ms;
         if !shard.waiting.is_empty() {
             let waiting = std::mem::take(&mut shard.waiting);
             self.wake_fetches(waiting);

@@ -29,7 +29,7 @@ pub struct Admitted {
     /// Records stored; zero for a repetition.
     pub records: u32,
     /// The answer.
-    pub stored: Stored,
+    pub answer: Result<Stored, Refusal>,
 }
 
 impl<I: Io> Core<I> {
@@ -48,17 +48,17 @@ impl<I: Io> Core<I> {
             let verdict = record.producers.judge(header.producer, header.sequence);
             match verdict {
                 SequenceVerdict::Duplicate(original) => {
-                    self.counters.duplicates += 1;
-                    let stored = Stored {
+                    let answer = Ok(Stored {
                         first_offset: original.first_offset,
                         append_time_ms: original.append_time_ms,
                         duplicate: true,
-                    };
-                    // Its original was appended before now; when this is durable, so is that.
-                    let lsn = self.logs[place.log as usize].appended();
-                    return Ok(Admitted { log: place.log, lsn, shard, records: 0, stored });
+                    });
+                    return Ok(self.admit_again(place.log, shard, answer));
                 }
-                SequenceVerdict::Forgotten => return Err(ErrorCode::DuplicateForgotten.into()),
+                SequenceVerdict::Forgotten => {
+                    let answer = Err(ErrorCode::DuplicateForgotten.into());
+                    return Ok(self.admit_again(place.log, shard, answer));
+                }
                 other => other,
             }
         };
@@ -73,6 +73,13 @@ impl<I: Io> Core<I> {
         let charged_bytes = self.check_bytes(place, header, piece)?;
         self.check_buckets(shard, charged_bytes, u64::from(header.records))?;
         self.store(shard, place, header, piece, placement, charged_bytes)
+    }
+
+    /// A repetition: its original was appended before now, and when this is durable, so is that.
+    fn admit_again(&mut self, log: u32, shard: u32, answer: Result<Stored, Refusal>) -> Admitted {
+        self.counters.duplicates += 1;
+        let lsn = self.logs[log as usize].appended();
+        Admitted { log, lsn, shard, records: 0, answer }
     }
 
     /// The place of a shard, or where else to ask for it.
@@ -152,11 +159,11 @@ impl<I: Io> Core<I> {
         self.counters.batches_appended += 1;
         self.counters.records_appended += u64::from(header.records);
         self.counters.bytes_appended += u64::from(piece.bytes);
-        let stored = Stored {
+        let answer = Ok(Stored {
             first_offset: header.first_offset,
             append_time_ms: header.append_time_ms,
             duplicate: false,
-        };
-        Ok(Admitted { log: place.log, lsn, shard, records: header.records, stored })
+        });
+        Ok(Admitted { log: place.log, lsn, shard, records: header.records, answer })
     }
 }

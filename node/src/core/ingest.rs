@@ -49,7 +49,7 @@ impl<I: Io> Core<I> {
         for (item, piece) in (0..).zip(&pieces) {
             match self.admit(*piece, placement) {
                 Ok(admitted) => {
-                    kept |= in_place && !admitted.stored.duplicate;
+                    kept |= in_place && admitted.records > 0;
                     self.wait_for_commit(produce, item, admitted);
                 }
                 Err(refusal) => self.decide(produce, item, Ack::refused(refusal)),

@@ -23,6 +23,8 @@ const COMPLETIONS: u32 = 8192;
 pub const FILES_MAX: u32 = 8 * 1024;
 /// Largest part of the arena that one registration may have (kernel limit: 1 GiB).
 const REGISTERED_BYTES: usize = 1 << 30;
+/// What the probe locks: the least that a core could work with.
+const PROBE_BYTES: usize = 16 << 20;
 /// Pieces of one send.
 pub const SEND_PIECES_MAX: usize = 256;
 
@@ -39,7 +41,7 @@ pub enum RingError {
     /// The arena cannot be pinned.
     #[error(
         "{bytes} bytes of buffers cannot be locked in memory ({source}): raise the limit \
-         (`ulimit -l unlimited`, LimitMEMLOCK=infinity in a unit file) or lower --memory"
+         (`ulimit -l unlimited`, LimitMEMLOCK=infinity in a unit file) or lower --memory-bytes"
     )]
     Memlock {
         /// Bytes that were to be pinned.
@@ -83,6 +85,8 @@ pub struct Ring {
     /// Submissions that found the queue full.
     overflow: VecDeque<squeue::Entry>,
     unused_files: Vec<u32>,
+    /// Keeps its memory from poll to poll.
+    reaped: Vec<(u64, i32, u32)>,
     accepting: bool,
 }
 
@@ -123,6 +127,7 @@ impl Ring {
             spare_messages: Vec::new(),
             overflow: VecDeque::new(),
             unused_files: (0..FILES_MAX).rev().collect(),
+            reaped: Vec::new(),
             accepting: true,
         };
         ring.accept();
@@ -208,14 +213,13 @@ impl Ring {
 
     fn reap(&mut self, completions: &mut Vec<Completion>) {
         // Collected first: a completion may re-arm its operation, which needs the ring.
-        let reaped: Vec<(u64, i32, u32)> = self
-            .ring
-            .completion()
-            .map(|entry| (entry.user_data(), entry.result(), entry.flags()))
-            .collect();
-        for (place, result, flags) in reaped {
+        let mut reaped = std::mem::take(&mut self.reaped);
+        let entries = self.ring.completion();
+        reaped.extend(entries.map(|entry| (entry.user_data(), entry.result(), entry.flags())));
+        for (place, result, flags) in reaped.drain(..) {
             self.complete(place as u32, result, cqueue::more(flags), completions);
         }
+        self.reaped = reaped;
     }
 
     fn complete(&mut self, place: u32, result: i32, more: bool, completions: &mut Vec<Completion>) {
@@ -245,6 +249,25 @@ impl Ring {
         let offset = self.arena.address(piece) as usize - self.arena.base() as usize;
         (offset / REGISTERED_BYTES) as u16
     }
+}
+
+/// Whether this process may have a ring and lock memory for it: asked before anything else is
+/// started, so that the answer comes with its remedy.
+///
+/// # Errors
+/// [`RingError`].
+pub fn probe(locked_bytes: usize) -> Result<(), RingError> {
+    let ring = IoUring::builder()
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        .build(8)
+        .map_err(RingError::Unavailable)?;
+    let arena = Arena::new(PROBE_BYTES)
+        .map_err(|errno| RingError::Setup { what: "memory for a probe", source: errno.into() })?;
+    register_arena(&ring, &arena).map_err(|error| match error {
+        RingError::Memlock { source, .. } => RingError::Memlock { bytes: locked_bytes, source },
+        other => other,
+    })
 }
 
 fn register_arena(ring: &IoUring, arena: &Arena) -> Result<(), RingError> {

@@ -127,6 +127,9 @@ impl LogFrame {
             return Err(FrameFault::Foreign);
         }
         let kind = FrameKind::from_number(u16_at(bytes, 4)).ok_or(FrameFault::Damaged)?;
+        if u16_at(bytes, 6) != FORMAT_VERSION {
+            return Err(FrameFault::Foreign);
+        }
         Ok(LogFrame {
             kind,
             generation,
