@@ -12,7 +12,7 @@ use thalweg_wire::error::ErrorCode;
 use thalweg_wire::hash_range::HashKey;
 use thalweg_wire::limits::SHARD_BYTES_CAPACITY;
 
-use crate::embedded::{EmbeddedNode, STREAM};
+use crate::embedded::EmbeddedNode;
 use crate::error::BenchError;
 use crate::limits::measure;
 use crate::machine::Machine;
@@ -37,11 +37,12 @@ const ANSWER: Duration = Duration::from_secs(5);
 pub fn run(settings: &Common) -> Result<bool, BenchError> {
     let limits = measure(&settings.data_dir)?;
     let node = EmbeddedNode::start(settings, 0)?;
-    node.open_shards(1, Some(ShardLimits::KINESIS))?;
+    let target = node.target();
+    target.open_shards(1, Some(ShardLimits::KINESIS))?;
     let config = ProducerConfig {
         repeat_throttled: false,
         window_bytes: 64 << 20,
-        ..ProducerConfig::new(node.addresses()[0], STREAM)
+        ..ProducerConfig::new(target.addresses[0], target.stream)
     };
     let started = Instant::now();
     let mut scenario = Scenario {

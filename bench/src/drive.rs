@@ -15,8 +15,9 @@ use hdrhistogram::Histogram;
 use slab::Slab;
 use thalweg_client::{Producer, ProducerConfig};
 use thalweg_wire::checksum::{Chain, body_hash};
+use thalweg_wire::ids::StreamId;
 
-use crate::embedded::STREAM;
+use crate::embedded::Target;
 use crate::error::BenchError;
 use crate::generator::{KeyTable, Source, batch_room};
 use crate::machine::processor_seconds;
@@ -108,7 +109,7 @@ impl Layout {
 pub fn drive(
     workload: &Workload,
     layout: Layout,
-    addresses: &[SocketAddr],
+    target: &Target,
     progress: &Arc<Progress>,
 ) -> Result<Driven, BenchError> {
     let keys = Arc::new(KeyTable::new(workload.shards));
@@ -119,8 +120,9 @@ pub fn drive(
         .map(|thread| {
             let generator = GeneratorPlan {
                 workload: workload.clone(),
-                shards: shards_of(thread, layout.threads, addresses.len(), workload.shards),
-                node: addresses[0],
+                shards: shards_of(thread, layout.threads, target.addresses.len(), workload.shards),
+                node: target.addresses[0],
+                stream: target.stream,
                 connections_per_core: layout.connections_per_core,
                 keys: keys.clone(),
                 progress: progress.clone(),
@@ -189,6 +191,7 @@ struct GeneratorPlan {
     workload: Workload,
     shards: Vec<u32>,
     node: SocketAddr,
+    stream: StreamId,
     connections_per_core: usize,
     keys: Arc<KeyTable>,
     progress: Arc<Progress>,
@@ -243,7 +246,7 @@ impl GeneratorPlan {
             connections_per_core: self.connections_per_core,
             window_bytes: self.workload.window_bytes,
             batch: batch_room(&self.workload),
-            ..ProducerConfig::new(self.node, STREAM)
+            ..ProducerConfig::new(self.node, self.stream)
         };
         let producer = Producer::connect(config)?;
         let shards =

@@ -13,8 +13,6 @@ use thalweg_wire::ids::{DiskId, Epoch, ExtentId, Offset, ShardId, StreamId};
 use crate::error::BenchError;
 use crate::settings::Common;
 
-/// The stream that workloads write to.
-pub const STREAM: StreamId = StreamId(1);
 const ADMIN_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A node that goes when this does, with its data.
@@ -93,18 +91,47 @@ impl EmbeddedNode {
         &self.dir.path
     }
 
-    /// Opens the shards of a stream, in turn over the cores.
+    /// The node as a target for workloads.
+    #[must_use]
+    pub fn target(&self) -> Target {
+        Target { addresses: self.addresses(), stream: StreamId(1) }
+    }
+}
+
+/// Where a workload writes to: a node's cores, and the stream.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// The address of each core.
+    pub addresses: Vec<SocketAddr>,
+    /// The stream.
+    pub stream: StreamId,
+}
+
+impl Target {
+    /// A node that runs already, by the address of any of its cores; a stream of its own.
+    ///
+    /// # Errors
+    /// [`BenchError::Client`] when it does not answer.
+    pub fn running(node: SocketAddr) -> Result<Target, BenchError> {
+        let description = Admin::connect(node, ADMIN_TIMEOUT)?.hello()?;
+        let ports = description.ports.iter();
+        let addresses = ports.map(|port| SocketAddr::new(node.ip(), *port)).collect();
+        let stream = getrandom::u64().expect("the system's random source works by now");
+        Ok(Target { addresses, stream: StreamId(stream) })
+    }
+
+    /// Opens the shards of the stream, in turn over the cores.
     ///
     /// # Errors
     /// [`BenchError::Client`].
     pub fn open_shards(&self, shards: u32, limits: Option<ShardLimits>) -> Result<(), BenchError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let addresses = self.addresses();
+        let Target { addresses, stream } = self;
         for (core, address) in addresses.iter().enumerate() {
             let opens: Vec<OpenExtent> = (0..shards)
                 .filter(|index| *index as usize % addresses.len() == core)
                 .map(|index| OpenExtent {
-                    extent: ExtentId { shard: ShardId { stream: STREAM, index }, epoch: Epoch(1) },
+                    extent: ExtentId { shard: ShardId { stream: *stream, index }, epoch: Epoch(1) },
                     range: HashRange::of_initial_shard(index, shards),
                     first_offset: Offset(0),
                     shard_created_s: now.as_secs(),

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use crate::drive::{Driven, Layout, Progress, WARM_UP, drive};
-use crate::embedded::EmbeddedNode;
+use crate::embedded::{EmbeddedNode, Target};
 use crate::error::BenchError;
 use crate::limits::{Limits, measure};
 use crate::machine::{Machine, resident_bytes_max};
@@ -27,31 +27,40 @@ pub fn run(name: &'static str, workload: &Workload) -> Result<bool, BenchError> 
     eprintln!("measuring the machine's limits ...");
     let limits = measure(&workload.common.data_dir)?;
     print_limits(&limits);
-    let prefill = prefill_bytes(workload, &limits);
-    eprintln!("zero-filling {} MiB of segments ...", prefill >> 20);
-    let node = EmbeddedNode::start(&workload.common, prefill)?;
-    node.open_shards(workload.shards, None)?;
-    let addresses = node.addresses();
-    let layout = Layout::new(workload, addresses.len());
+    let (node, target) = match workload.node {
+        Some(address) => (None, Target::running(address)?),
+        None => {
+            let prefill = prefill_bytes(workload, &limits);
+            eprintln!("zero-filling {} MiB of segments ...", prefill >> 20);
+            let node = EmbeddedNode::start(&workload.common, prefill)?;
+            let target = node.target();
+            (Some(node), target)
+        }
+    };
+    target.open_shards(workload.shards, None)?;
+    let cores = target.addresses.len();
+    let layout = Layout::new(workload, cores);
     eprintln!(
-        "{} shards, {} cores, {} generator threads, {} connections",
+        "{} shards, {cores} cores, {} generator threads, {} connections",
         workload.shards,
-        addresses.len(),
         layout.threads,
-        layout.connections(addresses.len()),
+        layout.connections(cores),
     );
     let progress = Arc::new(Progress::default());
     let watcher = watch(progress.clone());
-    let driven = drive(workload, layout, &addresses, &progress);
+    let driven = drive(workload, layout, &target, &progress);
     progress.done.store(true, Ordering::Relaxed);
     let _ = watcher.join();
     let driven = driven?;
-    let mut report = Report::new(name, workload, Machine::here(node.dir()), limits);
+    let machine = Machine::here(&workload.common.data_dir);
+    let mut report = Report::new(name, workload, machine, limits);
     take_figures(&mut report, &driven, &limits);
     // The budget is the node's; what reading needs of its own memory is not held against it.
     report.resident_bytes_max = resident_bytes_max();
-    read(&mut report, &node, &driven, &limits)?;
-    report.set_node(&node.counters());
+    read(&mut report, &target, node.as_ref(), &driven, &limits)?;
+    if let Some(node) = &node {
+        report.set_node(&node.counters());
+    }
     report.passed = report.verified && report.failures.is_empty();
     report.print();
     report.write_json(workload.common.json.as_deref())?;
@@ -93,26 +102,32 @@ fn take_figures(report: &mut Report, driven: &Driven, limits: &Limits) {
 
 fn read(
     report: &mut Report,
-    node: &EmbeddedNode,
+    target: &Target,
+    node: Option<&EmbeddedNode>,
     driven: &Driven,
     limits: &Limits,
 ) -> Result<(), BenchError> {
-    let address = node.addresses()[0];
+    // A node in another process does not tell where it read from.
+    let counters = || node.map(EmbeddedNode::counters);
     eprintln!("reading the tail from memory ...");
-    let before = node.counters();
-    let tail = read_tail(address, &driven.tail, TAIL_SPAN)?;
-    let after = node.counters();
-    if after.batches_from_disk == before.batches_from_disk && tail.records > 0 {
+    let before = counters();
+    let tail = read_tail(target, &driven.tail, TAIL_SPAN)?;
+    let after = counters();
+    if let (Some(before), Some(after)) = (&before, &after)
+        && after.batches_from_disk == before.batches_from_disk
+        && tail.records > 0
+    {
         report.warm_tail_bytes_per_s = Some(tail.bytes_per_s());
     }
     eprintln!("reading everything back ...");
-    let back = read_back(address, &driven.shards)?;
+    let back = read_back(target, &driven.shards)?;
     report.verified = back.deviation.is_none();
     report.failures.extend(back.deviation.clone());
-    let from_disk = node.counters().batches_from_disk - after.batches_from_disk;
-    let from_memory = node.counters().batches_from_memory - after.batches_from_memory;
     // Mostly from memory, the figure would not be the disk's.
-    if from_disk > from_memory {
+    if let (Some(after), Some(end)) = (after, counters())
+        && end.batches_from_disk - after.batches_from_disk
+            > end.batches_from_memory - after.batches_from_memory
+    {
         report.read_back_bytes_per_s = Some(back.bytes_per_s());
         report.disk_read_ratio = Some(back.bytes_per_s() / limits.disk_read_bytes_per_s);
     }

@@ -1,7 +1,6 @@
 //! Reading everything back: gapless, once, with the bytes that were acked.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use thalweg_client::{ClientError, Reader, ReaderConfig};
@@ -9,7 +8,7 @@ use thalweg_wire::checksum::Chain;
 use thalweg_wire::ids::Offset;
 
 use crate::drive::ShardLog;
-use crate::embedded::STREAM;
+use crate::embedded::Target;
 use crate::error::BenchError;
 
 /// What reading came to.
@@ -37,10 +36,10 @@ impl ReadBack {
 ///
 /// # Errors
 /// [`BenchError::Client`] when the node is lost. Damage and gaps are deviations, not errors.
-pub fn read_back(node: SocketAddr, acked: &[ShardLog]) -> Result<ReadBack, BenchError> {
+pub fn read_back(target: &Target, acked: &[ShardLog]) -> Result<ReadBack, BenchError> {
     let mut found = vec![ShardLog::default(); acked.len()];
     let started = Instant::now();
-    let mut reader = connect(node)?;
+    let mut reader = connect(target)?;
     let (mut bytes, mut records) = (0, 0);
     let outcome = reader.read_all(|shard, batch| {
         bytes += batch.header.batch_bytes() as u64;
@@ -79,11 +78,11 @@ fn compare(found: &[ShardLog], acked: &[ShardLog]) -> Option<String> {
 /// # Errors
 /// [`BenchError::Client`].
 pub fn read_tail(
-    node: SocketAddr,
+    target: &Target,
     tail: &[(u32, u64)],
     span: Duration,
 ) -> Result<ReadBack, BenchError> {
-    let mut reader = connect(node)?;
+    let mut reader = connect(target)?;
     // The oldest of each shard; later ones follow it.
     let firsts: HashMap<u32, u64> = tail.iter().rev().copied().collect();
     let (mut bytes, mut records) = (0, 0);
@@ -106,8 +105,8 @@ pub fn read_tail(
     Ok(ReadBack { bytes, records, span: started.elapsed(), deviation: None })
 }
 
-fn connect(node: SocketAddr) -> Result<Reader, BenchError> {
-    Ok(Reader::connect(ReaderConfig::new(node, STREAM))?)
+fn connect(target: &Target) -> Result<Reader, BenchError> {
+    Ok(Reader::connect(ReaderConfig::new(target.addresses[0], target.stream))?)
 }
 
 #[cfg(test)]
