@@ -6,8 +6,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::Barrier;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rkyv::util::AlignedVec;
@@ -23,15 +22,17 @@ const DEPTH: u64 = 8;
 const BLOCK_BYTES: usize = 1 << 20;
 const SMALL_BYTES: usize = 4096;
 const FILE_BYTES: u64 = 512 << 20;
+/// Writes between two syncs.
+const BLOCKS_PER_SYNC: u64 = 8;
 /// How long each figure is measured.
 const SPAN: Duration = Duration::from_millis(1500);
 
 /// The machine's limits.
 #[derive(Clone, Copy, PartialEq, Debug, Serialize)]
 pub struct Limits {
-    /// Direct writes of 1 MiB, eight at a time, a sync after each eight; bytes/s.
+    /// Direct writes of 1 MiB, always eight in flight, a sync for each eight; bytes/s.
     pub disk_write_bytes_per_s: f64,
-    /// Direct reads of 1 MiB, eight at a time; bytes/s.
+    /// Direct reads of 1 MiB, always eight in flight; bytes/s.
     pub disk_read_bytes_per_s: f64,
     /// Direct writes of 4 KiB, each synced; a second.
     pub disk_syncs_per_s: f64,
@@ -47,7 +48,7 @@ pub fn measure(dir: &Path) -> Result<Limits, BenchError> {
     let failed = |what| move |source| BenchError::Limits { what, source };
     std::fs::create_dir_all(dir).map_err(failed("the directory"))?;
     let path = dir.join("limits-probe");
-    let disk = measure_disk(&path);
+    let disk = measure_disk(&path, SPAN);
     let _ = std::fs::remove_file(&path);
     let (write, read, syncs) = disk.map_err(failed("direct I/O on the disk"))?;
     Ok(Limits {
@@ -78,11 +79,11 @@ pub fn run(settings: &Common) -> Result<bool, BenchError> {
 
 fn aligned(bytes: usize) -> AlignedVec<4096> {
     let mut buffer = AlignedVec::with_capacity(bytes);
-    buffer.resize(bytes, 7);
+    buffer.resize(bytes, 0);
     buffer
 }
 
-fn measure_disk(path: &Path) -> std::io::Result<(f64, f64, f64)> {
+fn measure_disk(path: &Path, span: Duration) -> std::io::Result<(f64, f64, f64)> {
     let file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -95,23 +96,16 @@ fn measure_disk(path: &Path) -> std::io::Result<(f64, f64, f64)> {
         file.write_all_at(&zeroes, at)?;
     }
     file.sync_all()?;
-    let write = side_by_side(
-        |thread, round, buffer| {
-            let place = (round * DEPTH + thread) * BLOCK_BYTES as u64 % FILE_BYTES;
-            file.write_all_at(buffer, place)
-        },
-        || file.sync_data(),
-    )?;
-    let read = side_by_side(
-        |thread, round, buffer| {
-            let place = (round * DEPTH + thread) * BLOCK_BYTES as u64 % FILE_BYTES;
-            file.read_exact_at(buffer, place)
-        },
-        || Ok(()),
-    )?;
+    let write = at_depth(span, &|block, buffer| {
+        file.write_all_at(buffer, block * BLOCK_BYTES as u64 % FILE_BYTES)?;
+        if block % BLOCKS_PER_SYNC == BLOCKS_PER_SYNC - 1 { file.sync_data() } else { Ok(()) }
+    })?;
+    let read = at_depth(span, &|block, buffer| {
+        file.read_exact_at(buffer, block * BLOCK_BYTES as u64 % FILE_BYTES)
+    })?;
     let small = aligned(SMALL_BYTES);
     let (started, mut syncs) = (Instant::now(), 0_u64);
-    while started.elapsed() < SPAN / 2 {
+    while started.elapsed() < span / 2 {
         file.write_all_at(&small, syncs * SMALL_BYTES as u64 % FILE_BYTES)?;
         file.sync_data()?;
         syncs += 1;
@@ -119,37 +113,28 @@ fn measure_disk(path: &Path) -> std::io::Result<(f64, f64, f64)> {
     Ok((write, read, syncs as f64 / started.elapsed().as_secs_f64()))
 }
 
-/// Rounds of one operation a thread, then `after`; bytes/s.
-fn side_by_side(
-    operation: impl Fn(u64, u64, &mut [u8]) -> std::io::Result<()> + Sync,
-    after: impl Fn() -> std::io::Result<()> + Sync,
-) -> std::io::Result<f64> {
-    let (barrier, stop) = (Barrier::new(DEPTH as usize), AtomicBool::new(false));
-    let rounds = AtomicU64::new(0);
+/// What is done with a block, by its running number.
+type BlockOperation<'a> = dyn Fn(u64, &mut [u8]) -> std::io::Result<()> + Sync + 'a;
+
+/// Keeps [`DEPTH`] operations in flight for a span; bytes/s. No thread waits for another: with
+/// rounds that end together the disk would run empty at the end of each, and what is called its
+/// limit would be one that a node exceeds.
+fn at_depth(span: Duration, operation: &BlockOperation<'_>) -> std::io::Result<f64> {
+    let (next, done) = (AtomicU64::new(0), AtomicU64::new(0));
     let started = Instant::now();
-    let work = |thread: u64| -> std::io::Result<()> {
+    let work = || -> std::io::Result<()> {
         let mut buffer = aligned(BLOCK_BYTES);
-        let mut outcome = Ok(());
-        for round in 0.. {
-            outcome = outcome.and_then(|()| operation(thread, round, &mut buffer));
-            // One thread of each round syncs and decides if there is another.
-            if barrier.wait().is_leader() {
-                outcome = outcome.and_then(|()| after());
-                rounds.store(round + 1, Ordering::Relaxed);
-                stop.store(started.elapsed() >= SPAN || outcome.is_err(), Ordering::Relaxed);
-            }
-            barrier.wait();
-            if stop.load(Ordering::Relaxed) {
-                break;
-            }
+        while started.elapsed() < span {
+            operation(next.fetch_add(1, Ordering::Relaxed), &mut buffer)?;
+            done.fetch_add(1, Ordering::Relaxed);
         }
-        outcome
+        Ok(())
     };
     std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..DEPTH).map(|thread| scope.spawn(move || work(thread))).collect();
+        let threads: Vec<_> = (0..DEPTH).map(|_| scope.spawn(work)).collect();
         threads.into_iter().try_for_each(|thread| thread.join().expect("a probe does not panic"))
     })?;
-    let bytes = rounds.load(Ordering::Relaxed) * DEPTH * BLOCK_BYTES as u64;
+    let bytes = done.load(Ordering::Relaxed) * BLOCK_BYTES as u64;
     Ok(bytes as f64 / started.elapsed().as_secs_f64())
 }
 

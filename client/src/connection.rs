@@ -14,34 +14,47 @@ use crate::error::ClientError;
 const SOCKET_BUFFER_BYTES: usize = 2 << 20;
 /// First size of the receive buffer; it grows to the largest frame.
 const RECEIVE_BYTES_MIN: usize = 256 << 10;
+/// From this size on a frame is received up to its end only: moving what came behind it would cost
+/// more than another call.
+const LARGE_FRAME_BYTES: usize = 64 << 10;
 
-/// Frames as they arrive.
+/// Frames as they arrive. It grows to the largest frame that came and no further.
 pub struct Inbox {
     bytes: AlignedVec<16>,
     start: usize,
     end: usize,
+    /// Where the next read ends at the latest: just behind a large frame that is arriving, so that
+    /// little of what follows it must be moved.
+    read_until: usize,
 }
 
 impl Default for Inbox {
     fn default() -> Inbox {
         let mut bytes = AlignedVec::new();
         bytes.resize(RECEIVE_BYTES_MIN, 0);
-        Inbox { bytes, start: 0, end: 0 }
+        Inbox { read_until: bytes.len(), bytes, start: 0, end: 0 }
     }
 }
 
 impl Inbox {
-    /// Reads what is there; answers how much, zero at the stream's end.
+    /// Reads what is there; answers how much, zero at the stream's end. What arrived before is to
+    /// be taken with [`Inbox::next_frame`] first.
     ///
     /// # Errors
     /// What the system said.
     pub fn read_from(&mut self, source: &mut impl Read) -> std::io::Result<usize> {
-        if self.end == self.bytes.len() {
-            self.make_room(self.bytes.len());
+        if self.end == self.read_until {
+            self.move_to_front();
         }
-        let count = source.read(&mut self.bytes[self.end..])?;
+        let count = source.read(&mut self.bytes[self.end..self.read_until])?;
         self.end += count;
         Ok(count)
+    }
+
+    /// Forgets what has arrived: what comes next is of another connection.
+    pub fn clear(&mut self) {
+        (self.start, self.end) = (0, 0);
+        self.read_until = self.bytes.len();
     }
 
     /// The next whole frame, its payload aligned; `None` when it has not arrived in full.
@@ -52,15 +65,17 @@ impl Inbox {
         let there = self.end - self.start;
         let Some(header) = self.bytes[self.start..self.end].first_chunk::<FRAME_HEADER_BYTES>()
         else {
-            self.rewind_if_empty();
+            if there == 0 {
+                self.clear();
+            } else {
+                self.move_to_front();
+            }
             return Ok(None);
         };
         let header = FrameHeader::decode(header)?;
         let frame_bytes = header.frame_bytes();
         if there < frame_bytes {
-            if self.start + frame_bytes > self.bytes.len() {
-                self.make_room(frame_bytes);
-            }
+            self.make_room(frame_bytes);
             return Ok(None);
         }
         if self.start % PAYLOAD_ALIGN != 0 {
@@ -71,22 +86,23 @@ impl Inbox {
         Ok(Some((header, &self.bytes[payload_at..self.start])))
     }
 
-    fn rewind_if_empty(&mut self) {
-        if self.start == self.end {
-            (self.start, self.end) = (0, 0);
-        }
-    }
-
+    /// Makes the frame that is arriving fit.
     fn make_room(&mut self, frame_bytes: usize) {
-        self.move_to_front();
-        if self.bytes.len() < frame_bytes * 2 {
-            self.bytes.resize(frame_bytes * 2, 0);
+        let with_next_header = frame_bytes + FRAME_HEADER_BYTES;
+        if self.start + with_next_header > self.bytes.len() {
+            self.move_to_front();
         }
+        if self.bytes.len() < with_next_header {
+            self.bytes.resize(with_next_header, 0);
+        }
+        let is_large = frame_bytes >= LARGE_FRAME_BYTES;
+        self.read_until = if is_large { self.start + with_next_header } else { self.bytes.len() };
     }
 
     fn move_to_front(&mut self) {
         self.bytes.copy_within(self.start..self.end, 0);
         (self.start, self.end) = (0, self.end - self.start);
+        self.read_until = self.bytes.len();
     }
 }
 
@@ -161,16 +177,31 @@ mod tests {
             for mut chunk in stream.chunks(cut) {
                 while !chunk.is_empty() {
                     inbox.read_from(&mut chunk).unwrap();
-                }
-                while let Some((header, payload)) = inbox.next_frame().unwrap() {
-                    assert_eq!(payload.as_ptr() as usize % PAYLOAD_ALIGN, 0);
-                    let frame = small_frame(header.kind, 0, header.correlation, payload);
-                    assert_eq!(frame, frames[found]);
-                    found += 1;
+                    while let Some((header, payload)) = inbox.next_frame().unwrap() {
+                        assert_eq!(payload.as_ptr() as usize % PAYLOAD_ALIGN, 0);
+                        let frame = small_frame(header.kind, 0, header.correlation, payload);
+                        assert_eq!(frame, frames[found]);
+                        found += 1;
+                    }
                 }
             }
             assert_eq!(found, frames.len());
         }
+    }
+
+    #[test]
+    fn the_inbox_grows_to_the_largest_frame_and_no_further() {
+        let frame = small_frame(FrameKind::FetchAnswer, 0, 1, &vec![1; 700_000]);
+        let stream = frame.repeat(9);
+        let mut inbox = Inbox::default();
+        let (mut source, mut found) = (&stream[..], 0);
+        while inbox.read_from(&mut source).unwrap() > 0 {
+            while inbox.next_frame().unwrap().is_some() {
+                found += 1;
+            }
+        }
+        assert_eq!(found, 9);
+        assert_eq!(inbox.bytes.len(), frame.len() + FRAME_HEADER_BYTES);
     }
 
     #[test]

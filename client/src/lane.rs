@@ -4,6 +4,9 @@
 //! Sequences are given when a batch is sent: a batch that was refused for good leaves no gap. When
 //! something must be sent again, everything from there on is, once all that is under way has
 //! been answered: so batches never overtake each other.
+//!
+//! **Invariant:** a batch that may have been stored is never sent under another identity than the
+//! one it was first sent under: the node could not recognise it.
 
 use std::collections::VecDeque;
 
@@ -15,8 +18,8 @@ use thalweg_wire::produce::{Ack, Stored, may_repeat};
 
 /// Wait before an answer that asks for another route is acted on, microseconds.
 const ROUTE_WAIT_US: u64 = 20_000;
-/// Wait after a refusal for want of memory or space, microseconds.
-const BUSY_WAIT_US: u64 = 2_000;
+/// First and longest wait after a refusal for want of memory or space, microseconds.
+const BUSY_WAIT_US: (u64, u64) = (2_000, 256_000);
 
 /// How a batch of the lane stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,6 +39,16 @@ struct Entry {
     stage: Stage,
     /// Whether it was sent before in a way whose outcome is not known.
     doubtful: bool,
+    /// Whether it was last sent under an identity that was given up since.
+    former: bool,
+}
+
+/// How a batch stands that may have been stored under an identity that was given up.
+const UNKNOWN: Stage = Stage::Done(Err(Refusal { code: ErrorCode::ProducerUnknown, hint: 0 }));
+
+/// The refusals that a node gives only after it found that it had not stored the batch before.
+fn proves_not_stored(code: ErrorCode) -> bool {
+    matches!(code, ErrorCode::SequenceGap | ErrorCode::Throttled | ErrorCode::HashOutOfRange)
 }
 
 /// What the lane's driver must do after an answer.
@@ -45,6 +58,8 @@ pub enum Reaction {
     None,
     /// Find out anew where the shard is.
     RefreshRoute,
+    /// The node does not remember the producer: call [`Lane::change_producer`].
+    ChangeProducer,
 }
 
 /// A batch that left the lane.
@@ -75,8 +90,14 @@ pub struct Lane {
     /// Whether something must be sent again: nothing is sent until `sent` is zero.
     rewind: bool,
     not_before_us: u64,
+    /// Wait after the next refusal for want of memory or space.
+    busy_wait_us: u64,
     /// Whether throttled batches are sent again, or reported.
     repeat_throttled: bool,
+    /// Since when nothing was stored and batches were refused in ways that may pass.
+    refused_since_us: Option<u64>,
+    /// How long such refusals are answered by sending again.
+    patience_us: u64,
 }
 
 impl Lane {
@@ -99,8 +120,18 @@ impl Lane {
             sent: 0,
             rewind: false,
             not_before_us: 0,
+            busy_wait_us: BUSY_WAIT_US.0,
             repeat_throttled,
+            refused_since_us: None,
+            patience_us: u64::MAX,
         }
+    }
+
+    /// Limits for how long batches are sent again after refusals that may pass, such as for want of
+    /// space or of an open extent; then they are reported. Without, for ever. Throttling is no such
+    /// refusal: it says itself when it ends.
+    pub fn set_patience_us(&mut self, patience_us: u64) {
+        self.patience_us = patience_us;
     }
 
     /// Whether the window is full.
@@ -121,7 +152,8 @@ impl Lane {
     /// When the window is full.
     pub fn push(&mut self, batch: u32) {
         assert!(!self.is_full(), "a lane's window is asked for first");
-        let entry = Entry { batch, sequence: 0, stage: Stage::Waits, doubtful: false };
+        let stage = Stage::Waits;
+        let entry = Entry { batch, sequence: 0, stage, doubtful: false, former: false };
         self.entries.push_back(entry);
     }
 
@@ -138,6 +170,7 @@ impl Lane {
         }
         let entry = self.entries.iter_mut().find(|entry| entry.stage == Stage::Waits)?;
         entry.stage = Stage::Sent;
+        entry.former = false;
         entry.sequence = self.next_sequence;
         self.next_sequence += 1;
         self.sent += 1;
@@ -165,66 +198,92 @@ impl Lane {
         let refusal = match ack.result {
             Ok(stored) => {
                 self.entries[place].stage = Stage::Done(Ok(stored));
+                self.busy_wait_us = BUSY_WAIT_US.0;
+                self.refused_since_us = None;
                 return Reaction::None;
             }
             Err(refusal) => refusal,
         };
+        self.on_refusal(place, refusal, now_us)
+    }
+
+    fn on_refusal(&mut self, place: usize, refusal: Refusal, now_us: u64) -> Reaction {
+        if proves_not_stored(refusal.code) {
+            self.entries[place].doubtful = false;
+        }
         match refusal.code {
             ErrorCode::Throttled if !self.repeat_throttled => self.give_up(place, refusal),
+            ErrorCode::Throttled => {
+                self.refused_since_us = None;
+                self.send_again(place, now_us.saturating_add(refusal.hint));
+                Reaction::None
+            }
             code if may_repeat(code) => {
-                let wait_us =
-                    if code == ErrorCode::Throttled { refusal.hint } else { BUSY_WAIT_US };
-                self.send_again(place, now_us + wait_us);
+                let wait_us = self.busy_wait_us;
+                self.busy_wait_us = (wait_us * 2).min(BUSY_WAIT_US.1);
+                self.repeat(place, refusal, now_us, wait_us);
                 Reaction::None
             }
             ErrorCode::SequenceGap => {
                 self.send_again(place, now_us);
                 Reaction::None
             }
-            ErrorCode::StaleEpoch => {
-                self.epoch = self.epoch.max(Epoch(refusal.hint));
-                self.send_again(place, now_us);
+            ErrorCode::StaleEpoch if Epoch(refusal.hint) >= self.epoch => {
+                self.epoch = Epoch(refusal.hint);
+                self.repeat(place, refusal, now_us, 0);
                 Reaction::None
             }
-            ErrorCode::WrongCore
+            // With a newer route than the node's: its shard went elsewhere.
+            ErrorCode::StaleEpoch
+            | ErrorCode::WrongCore
             | ErrorCode::UnknownShard
             | ErrorCode::ExtentClosed
             | ErrorCode::LogFailed
             | ErrorCode::Stopping => {
                 self.entries[place].doubtful |= refusal.code == ErrorCode::LogFailed;
-                self.send_again(place, now_us + ROUTE_WAIT_US);
+                self.repeat(place, refusal, now_us, ROUTE_WAIT_US);
                 Reaction::RefreshRoute
             }
-            // A batch before it was refused, and with it the sequence that would have made the
-            // producer known.
-            ErrorCode::ProducerUnknown if self.waits_before(place) => {
-                self.send_again(place, now_us);
-                Reaction::None
-            }
-            ErrorCode::ProducerUnknown => {
-                // What went before under this identity is not remembered: whether this batch was
-                // stored by an earlier try cannot be known. The driver gives a new identity.
-                self.entries[place].doubtful = true;
-                self.give_up(place, refusal)
-            }
+            ErrorCode::ProducerUnknown => self.on_producer_unknown(place, refusal, now_us),
             _ => self.give_up(place, refusal),
         }
+    }
+
+    fn on_producer_unknown(&mut self, place: usize, refusal: Refusal, now_us: u64) -> Reaction {
+        let Entry { doubtful, former, .. } = self.entries[place];
+        if !former && self.waits_before(place) {
+            // A batch before it was refused, and with it the sequence that would have made the
+            // producer known.
+            self.send_again(place, now_us);
+            return Reaction::None;
+        }
+        if doubtful {
+            // Whether it was stored by an earlier try cannot be known any more.
+            self.give_up(place, refusal);
+        } else {
+            self.send_again(place, now_us);
+        }
+        if former { Reaction::None } else { Reaction::ChangeProducer }
     }
 
     /// Whether a batch before this place, or a sequence that became free, will make the producer
     /// known yet. Not once the identity was given up: under another, what may have been stored
     /// must not be sent again.
     fn waits_before(&self, place: usize) -> bool {
-        let given_up = |entry: &Entry| matches!(entry.stage, Stage::Done(Err(why)) if why.code == ErrorCode::ProducerUnknown);
+        let before = || self.entries.range(..place);
+        let given_up = |entry: &Entry| match entry.stage {
+            Stage::Done(Err(refusal)) => refusal.code == ErrorCode::ProducerUnknown,
+            _ => false,
+        };
         let waits = |entry: &Entry| matches!(entry.stage, Stage::Waits | Stage::Sent);
-        !self.entries.range(..place).any(given_up)
-            && (self.entries.range(..place).any(waits)
-                || self.next_sequence <= self.entries[place].sequence)
+        let sequence_is_free = self.next_sequence <= self.entries[place].sequence;
+        !before().any(given_up) && (before().any(waits) || sequence_is_free)
     }
 
     fn give_up(&mut self, place: usize, refusal: Refusal) -> Reaction {
         let sequence = self.entries[place].sequence;
         self.entries[place].stage = Stage::Done(Err(refusal));
+        self.refused_since_us = None;
         // The sequence stays free: what was sent behind it will be refused and sent again.
         self.next_sequence = self.next_sequence.min(sequence);
         self.rewind = true;
@@ -239,23 +298,42 @@ impl Lane {
         self.rewind = true;
     }
 
+    /// Sends again after a refusal that may pass, unless it has not for too long.
+    fn repeat(&mut self, place: usize, refusal: Refusal, now_us: u64, wait_us: u64) {
+        let since_us = *self.refused_since_us.get_or_insert(now_us);
+        if now_us - since_us >= self.patience_us {
+            self.give_up(place, refusal);
+        } else {
+            self.send_again(place, now_us + wait_us);
+        }
+    }
+
     /// The connection is gone: whatever was sent is to be sent again, and may have been stored.
     pub fn on_connection_lost(&mut self) {
         for entry in &mut self.entries {
             if entry.stage == Stage::Sent {
-                entry.stage = Stage::Waits;
-                entry.doubtful = true;
                 self.next_sequence = self.next_sequence.min(entry.sequence);
+                entry.doubtful = true;
+                entry.stage = if entry.former { UNKNOWN } else { Stage::Waits };
             }
         }
         self.sent = 0;
         self.rewind = false;
     }
 
-    /// Goes on under a new identity.
+    /// Goes on under a new identity. What waits and may have been stored under the old one is given
+    /// up; what is under way is answered first.
     pub fn change_producer(&mut self, producer: ProducerId) {
         self.producer = producer;
         self.next_sequence = 0;
+        self.rewind = self.sent > 0;
+        for entry in &mut self.entries {
+            match entry.stage {
+                Stage::Sent => entry.former = true,
+                Stage::Waits if entry.doubtful => entry.stage = UNKNOWN,
+                _ => {}
+            }
+        }
     }
 
     /// The oldest batch, once it and all before it are answered.
@@ -363,6 +441,100 @@ mod tests {
         lane.push(13);
         lane.take_done().unwrap();
         assert_eq!(send_all(&mut lane, 0), [(13, 0)]);
+    }
+
+    /// Two batches of unknown outcome, in frames of their own, to a node that had forgotten the
+    /// producer. The first answer changed the identity; the second then looked like that of a
+    /// batch behind a free sequence, and was sent again under the new identity: stored twice.
+    #[test]
+    fn what_may_have_been_stored_is_not_sent_again_under_another_identity() {
+        let mut lane = lane();
+        (10..13).for_each(|batch| lane.push(batch));
+        send_all(&mut lane, 0);
+        lane.on_ack(10, &stored(0), 0);
+        lane.take_done().unwrap();
+        lane.on_connection_lost();
+        assert_eq!(send_all(&mut lane, 0), [(11, 1), (12, 2)]);
+        lane.on_ack(11, &Ack::refused(ErrorCode::ProducerUnknown), 0);
+        assert!(lane.take_done().unwrap().outcome_unknown);
+        lane.change_producer(ProducerId(8));
+        lane.on_ack(12, &Ack::refused(ErrorCode::ProducerUnknown), 0);
+        assert!(lane.take_done().unwrap().outcome_unknown);
+        assert_eq!(send_all(&mut lane, 0), []);
+    }
+
+    #[test]
+    fn what_was_not_stored_goes_on_under_the_new_identity() {
+        let mut lane = lane();
+        lane.push(10);
+        send_all(&mut lane, 0);
+        lane.on_ack(10, &stored(0), 0);
+        lane.take_done().unwrap();
+        (11..14).for_each(|batch| lane.push(batch));
+        send_all(&mut lane, 0);
+        // Forgotten while 11 to 13 were on their way, which never were before.
+        let unknown = Ack::refused(ErrorCode::ProducerUnknown);
+        assert_eq!(lane.on_ack(12, &unknown, 0), Reaction::None, "11 may make it known");
+        assert_eq!(lane.on_ack(11, &unknown, 0), Reaction::ChangeProducer);
+        lane.change_producer(ProducerId(8));
+        assert_eq!(send_all(&mut lane, 0), [], "13 is still under way");
+        assert_eq!(lane.on_ack(13, &unknown, 0), Reaction::None);
+        assert_eq!(send_all(&mut lane, 0), [(11, 0), (12, 1), (13, 2)]);
+    }
+
+    #[test]
+    fn a_connection_lost_under_a_former_identity_leaves_the_outcome_unknown() {
+        let mut lane = lane();
+        lane.push(10);
+        send_all(&mut lane, 0);
+        lane.on_ack(10, &stored(0), 0);
+        lane.take_done().unwrap();
+        (11..13).for_each(|batch| lane.push(batch));
+        send_all(&mut lane, 0);
+        lane.on_ack(11, &Ack::refused(ErrorCode::ProducerUnknown), 0);
+        lane.change_producer(ProducerId(8));
+        lane.on_connection_lost();
+        assert_eq!(send_all(&mut lane, 0), [(11, 0)]);
+        lane.on_ack(11, &stored(1), 0);
+        assert!(lane.take_done().unwrap().result.is_ok());
+        assert!(lane.take_done().unwrap().outcome_unknown, "12 was sent under the former one");
+        assert!(lane.is_empty());
+    }
+
+    #[test]
+    fn a_refusal_that_does_not_pass_is_reported_in_the_end() {
+        let mut lane = lane();
+        lane.set_patience_us(1_000_000);
+        lane.push(10);
+        let mut now_us = 0;
+        let mut tries = 0;
+        while let Some((batch, _)) = lane.next_to_send(now_us) {
+            lane.on_ack(batch, &Ack::refused(ErrorCode::NoSpace), now_us);
+            tries += 1;
+            now_us = lane.waits_until_us(now_us).unwrap_or(now_us);
+        }
+        let left = lane.take_done().unwrap();
+        assert_eq!(left.result, Err(ErrorCode::NoSpace.into()));
+        assert!(!left.outcome_unknown);
+        assert!((5..20).contains(&tries), "{tries} tries: waits grow");
+        assert!((1_000_000..1_300_000).contains(&now_us));
+    }
+
+    #[test]
+    fn a_doubt_ends_when_the_node_says_what_only_a_new_batch_is_told() {
+        let mut lane = lane();
+        lane.push(10);
+        send_all(&mut lane, 0);
+        lane.on_connection_lost();
+        send_all(&mut lane, 0);
+        lane.on_ack(10, &Ack::refused(ErrorCode::HashOutOfRange), 0);
+        assert!(!lane.take_done().unwrap().outcome_unknown);
+        lane.push(11);
+        send_all(&mut lane, 0);
+        lane.on_connection_lost();
+        send_all(&mut lane, 0);
+        lane.on_ack(11, &Ack::refused(ErrorCode::Malformed), 0);
+        assert!(lane.take_done().unwrap().outcome_unknown, "judged before repetitions are");
     }
 
     #[test]

@@ -23,7 +23,7 @@ use crate::counters::{Counters, SharedCounters};
 use crate::disk::{Disk, DiskError, open_segment, segment_files, segment_path};
 use crate::io::ring::{Ring, RingError, probe};
 use crate::io::wake::Mailbox;
-use crate::io::{Arena, Errno, FileId, Wait};
+use crate::io::{Arena, Completion, Errno, FileId, Io, Wait};
 use crate::log::recovery::{RecoveredLog, RecoveryError};
 use crate::log::segments::{FreeSegment, Log, LogIdentity};
 
@@ -467,6 +467,8 @@ struct CoreThread {
     /// Files that the ring's table refers to; kept open.
     files: Vec<OwnedFd>,
     segment_bytes: u64,
+    /// What completed and has not been taken in.
+    completions: Vec<Completion>,
 }
 
 impl CoreThread {
@@ -515,23 +517,18 @@ impl CoreThread {
             log_files,
             files,
             segment_bytes: start.config.segment_bytes,
+            completions: Vec::new(),
         };
         // Nothing is served before what was opened anew is durable.
-        let mut completions = Vec::new();
         while !thread.core.is_drained() {
-            thread.turn(clock, &mut completions)?;
+            thread.turn(clock)?;
         }
         Ok(thread)
     }
 
-    fn turn(
-        &mut self,
-        clock: &Clock,
-        completions: &mut Vec<crate::io::Completion>,
-    ) -> Result<bool, std::io::Error> {
-        use crate::io::Io;
+    fn turn(&mut self, clock: &Clock) -> Result<bool, std::io::Error> {
         let stop = self.read_mail();
-        let idle_us = self.core.turn(clock.now(), completions);
+        let idle_us = self.core.turn(clock.now(), &mut self.completions);
         for request in self.core.take_requests() {
             self.request_segment(request);
         }
@@ -539,7 +536,7 @@ impl CoreThread {
         let wait = if stop { Wait::No } else { Wait::UpTo(idle_us) };
         self.core
             .io_mut()
-            .poll(completions, wait)
+            .poll(&mut self.completions, wait)
             .map_err(|errno| std::io::Error::from_raw_os_error(errno.0))?;
         Ok(stop)
     }
@@ -591,11 +588,10 @@ impl CoreThread {
     }
 
     fn run(&mut self, clock: &Clock) {
-        let mut completions = Vec::new();
         loop {
-            match self.turn(clock, &mut completions) {
+            match self.turn(clock) {
                 Ok(false) => {}
-                Ok(true) => return self.stop(clock, completions),
+                Ok(true) => return self.stop(clock),
                 Err(error) => {
                     tracing::error!(%error, "the ring failed; the core ends without acks");
                     return;
@@ -605,7 +601,7 @@ impl CoreThread {
     }
 
     /// Finishes what was taken; then lets go of the connections.
-    fn stop(&mut self, clock: &Clock, mut completions: Vec<crate::io::Completion>) {
+    fn stop(&mut self, clock: &Clock) {
         self.core.io_mut().stop_accepting();
         let deadline = Instant::now() + STOP_GRACE;
         let mut left = usize::MAX;
@@ -613,20 +609,11 @@ impl CoreThread {
             if self.core.is_drained() {
                 left = self.core.shut_connections();
             }
-            if self.turn_briefly(clock, &mut completions).is_err() {
+            self.core.turn(clock.now(), &mut self.completions);
+            if self.core.io_mut().poll(&mut self.completions, Wait::UpTo(1000)).is_err() {
                 return;
             }
         }
-    }
-
-    fn turn_briefly(
-        &mut self,
-        clock: &Clock,
-        completions: &mut Vec<crate::io::Completion>,
-    ) -> Result<(), Errno> {
-        use crate::io::Io;
-        self.core.turn(clock.now(), completions);
-        self.core.io_mut().poll(completions, Wait::UpTo(1000))
     }
 }
 

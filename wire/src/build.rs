@@ -89,6 +89,12 @@ impl BatchBuilder {
         BatchBuilder { room, bytes, records: 0, key_bytes: 0, data_bytes: 0, closed: None }
     }
 
+    /// What it was made for.
+    #[must_use]
+    pub fn room(&self) -> BatchRoom {
+        self.room
+    }
+
     /// Records so far.
     #[must_use]
     pub fn records(&self) -> u32 {

@@ -289,6 +289,10 @@ impl<I: Io> Core<I> {
             let log = &self.logs[place.log as usize];
             let record = &log.extent(place.number).record;
             let end = record.end.min(committed);
+            let last = at + 1 == extents.len();
+            if !last && matches!(target, Target::Offset(offset) if offset >= record.end) {
+                continue;
+            }
             // Batches that were let go are not found by their time either.
             let from = match target {
                 Target::Offset(offset) => Target::Offset(offset.max(record.first_kept)),
@@ -316,7 +320,6 @@ impl<I: Io> Core<I> {
             if let Search::NeedsFooter(sequence) = search {
                 return Ok(Look::NeedsFooter { log: place.log, sequence });
             }
-            let last = at + 1 == extents.len();
             if last && record.state == ExtentState::Sealed {
                 return Ok(Look::SealedEnd { next: record.end });
             }

@@ -119,6 +119,8 @@ pub struct Core<I: Io> {
     serials: u64,
     /// Connections whose output or input may go on, to be looked at once a turn.
     touched: Vec<ConnectionId>,
+    /// Memory for the next round of them.
+    spare: Vec<ConnectionId>,
     waiting_for_memory: VecDeque<ConnectionKey>,
     large_frames: u32,
     requests: Vec<CoreRequest>,
@@ -164,6 +166,7 @@ impl<I: Io> Core<I> {
             connections: HashMap::new(),
             serials: 0,
             touched: Vec::new(),
+            spare: Vec::new(),
             waiting_for_memory: VecDeque::new(),
             large_frames: 0,
             requests: Vec::new(),
@@ -334,11 +337,12 @@ impl<I: Io> Core<I> {
         self.request_segments();
         self.resume_fetches();
         self.resume_receives();
-        let mut touched = std::mem::take(&mut self.touched);
-        for id in touched.drain(..) {
-            self.go_on(id);
+        // Going on with one may touch it, or another, again.
+        while !self.touched.is_empty() {
+            let mut touched = std::mem::replace(&mut self.touched, std::mem::take(&mut self.spare));
+            touched.drain(..).for_each(|id| self.go_on(id));
+            self.spare = touched;
         }
-        self.touched = touched;
     }
 
     fn request_segments(&mut self) {
