@@ -78,7 +78,7 @@ impl Inbox {
             self.make_room(frame_bytes);
             return Ok(None);
         }
-        if self.start % PAYLOAD_ALIGN != 0 {
+        if !self.start.is_multiple_of(PAYLOAD_ALIGN) {
             self.move_to_front();
         }
         let payload_at = self.start + FRAME_HEADER_BYTES;

@@ -6,6 +6,7 @@ use thalweg_wire::batch::BatchError;
 use thalweg_wire::error::Refusal;
 use thalweg_wire::frame::FrameError;
 use thalweg_wire::ids::{Offset, ShardId};
+use thalweg_wire::limits::{PARTITION_KEY_BYTES_MAX, RECORD_BYTES_MAX};
 use thiserror::Error;
 
 /// Why a client cannot go on.
@@ -56,6 +57,17 @@ pub enum ClientError {
         seconds: u64,
         /// The last failure.
         last: Box<ClientError>,
+    },
+    /// A record that no batch can hold.
+    #[error(
+        "a record with a key of {key_bytes} bytes and {data_bytes} bytes of data: a key has 1 to \
+         {PARTITION_KEY_BYTES_MAX}, both together at most {RECORD_BYTES_MAX}; split the data"
+    )]
+    RecordSize {
+        /// Bytes of its partition key.
+        key_bytes: usize,
+        /// Bytes of its data.
+        data_bytes: usize,
     },
     /// A hash key that no shard of the stream covers.
     #[error("no open shard covers the hash key: the stream's shards are not all open")]

@@ -5,8 +5,9 @@
 //! something must be sent again, everything from there on is, once all that is under way has
 //! been answered: so batches never overtake each other.
 //!
-//! **Invariant:** a batch that may have been stored is never sent under another identity than the
-//! one it was first sent under: the node could not recognise it.
+//! **Invariant:** a batch that may have been stored is sent again under the same identity and
+//! sequence or not at all, and no other batch is sent under them: else the node would store the
+//! first twice, or take the other for a repetition and never store it.
 
 use std::collections::VecDeque;
 
@@ -58,7 +59,8 @@ pub enum Reaction {
     None,
     /// Find out anew where the shard is.
     RefreshRoute,
-    /// The node does not remember the producer: call [`Lane::change_producer`].
+    /// The node does not remember the producer, or how far it came cannot be known any more: call
+    /// [`Lane::change_producer`].
     ChangeProducer,
 }
 
@@ -146,6 +148,12 @@ impl Lane {
         self.entries.is_empty()
     }
 
+    /// Whether nothing is under way: whatever was sent has been answered or was lost.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.sent == 0
+    }
+
     /// Takes a batch in.
     ///
     /// # Panics
@@ -168,13 +176,30 @@ impl Lane {
         if now_us < self.not_before_us {
             return None;
         }
+        let sequence = self.next_free_sequence();
         let entry = self.entries.iter_mut().find(|entry| entry.stage == Stage::Waits)?;
         entry.stage = Stage::Sent;
         entry.former = false;
-        entry.sequence = self.next_sequence;
-        self.next_sequence += 1;
+        entry.sequence = sequence;
+        self.next_sequence = sequence + 1;
         self.sent += 1;
         Some((entry.batch, entry.sequence))
+    }
+
+    /// The next sequence that no stored batch has: answers overtake each other, so that a later
+    /// batch can be known to be stored when an earlier one is sent again.
+    fn next_free_sequence(&self) -> u64 {
+        let is_stored = |sequence: u64| {
+            self.entries.iter().any(|entry| {
+                let is_done = matches!(entry.stage, Stage::Done(Ok(_)));
+                is_done && !entry.former && entry.sequence == sequence
+            })
+        };
+        let mut sequence = self.next_sequence;
+        while is_stored(sequence) {
+            sequence += 1;
+        }
+        sequence
     }
 
     /// When something may be sent that may not be now, if anything waits for time.
@@ -221,8 +246,7 @@ impl Lane {
             code if may_repeat(code) => {
                 let wait_us = self.busy_wait_us;
                 self.busy_wait_us = (wait_us * 2).min(BUSY_WAIT_US.1);
-                self.repeat(place, refusal, now_us, wait_us);
-                Reaction::None
+                self.repeat(place, refusal, now_us, wait_us).unwrap_or(Reaction::None)
             }
             ErrorCode::SequenceGap => {
                 self.send_again(place, now_us);
@@ -230,8 +254,7 @@ impl Lane {
             }
             ErrorCode::StaleEpoch if Epoch(refusal.hint) >= self.epoch => {
                 self.epoch = Epoch(refusal.hint);
-                self.repeat(place, refusal, now_us, 0);
-                Reaction::None
+                self.repeat(place, refusal, now_us, 0).unwrap_or(Reaction::None)
             }
             // With a newer route than the node's: its shard went elsewhere.
             ErrorCode::StaleEpoch
@@ -241,10 +264,15 @@ impl Lane {
             | ErrorCode::LogFailed
             | ErrorCode::Stopping => {
                 self.entries[place].doubtful |= refusal.code == ErrorCode::LogFailed;
-                self.repeat(place, refusal, now_us, ROUTE_WAIT_US);
-                Reaction::RefreshRoute
+                let given_up = self.repeat(place, refusal, now_us, ROUTE_WAIT_US);
+                given_up.unwrap_or(Reaction::RefreshRoute)
             }
             ErrorCode::ProducerUnknown => self.on_producer_unknown(place, refusal, now_us),
+            ErrorCode::DuplicateForgotten => {
+                // Something was stored under its sequence; what, cannot be known any more.
+                self.entries[place].doubtful = true;
+                self.give_up(place, refusal)
+            }
             _ => self.give_up(place, refusal),
         }
     }
@@ -281,13 +309,14 @@ impl Lane {
     }
 
     fn give_up(&mut self, place: usize, refusal: Refusal) -> Reaction {
-        let sequence = self.entries[place].sequence;
+        let Entry { sequence, doubtful, former, .. } = self.entries[place];
         self.entries[place].stage = Stage::Done(Err(refusal));
         self.refused_since_us = None;
-        // The sequence stays free: what was sent behind it will be refused and sent again.
         self.next_sequence = self.next_sequence.min(sequence);
         self.rewind = true;
-        Reaction::None
+        // The sequence of a batch that is not stored stays free: what was sent behind it will be
+        // refused and sent again. Of one that may be, nobody knows.
+        if doubtful && !former { Reaction::ChangeProducer } else { Reaction::None }
     }
 
     fn send_again(&mut self, place: usize, not_before_us: u64) {
@@ -298,14 +327,21 @@ impl Lane {
         self.rewind = true;
     }
 
-    /// Sends again after a refusal that may pass, unless it has not for too long.
-    fn repeat(&mut self, place: usize, refusal: Refusal, now_us: u64, wait_us: u64) {
+    /// Sends again after a refusal that may pass; gives up, with a reaction, if it has not for too
+    /// long.
+    fn repeat(
+        &mut self,
+        place: usize,
+        refusal: Refusal,
+        now_us: u64,
+        wait_us: u64,
+    ) -> Option<Reaction> {
         let since_us = *self.refused_since_us.get_or_insert(now_us);
         if now_us - since_us >= self.patience_us {
-            self.give_up(place, refusal);
-        } else {
-            self.send_again(place, now_us + wait_us);
+            return Some(self.give_up(place, refusal));
         }
+        self.send_again(place, now_us + wait_us);
+        None
     }
 
     /// The connection is gone: whatever was sent is to be sent again, and may have been stored.
@@ -329,9 +365,9 @@ impl Lane {
         self.rewind = self.sent > 0;
         for entry in &mut self.entries {
             match entry.stage {
-                Stage::Sent => entry.former = true,
+                Stage::Sent | Stage::Done(_) => entry.former = true,
                 Stage::Waits if entry.doubtful => entry.stage = UNKNOWN,
-                _ => {}
+                Stage::Waits => {}
             }
         }
     }
@@ -341,6 +377,9 @@ impl Lane {
         let entry = *self.entries.front()?;
         let Stage::Done(result) = entry.stage else { return None };
         self.entries.pop_front();
+        if result.is_ok() && !entry.former {
+            self.next_sequence = self.next_sequence.max(entry.sequence + 1);
+        }
         let outcome_unknown = result.is_err() && entry.doubtful;
         Some(Left { batch: entry.batch, result, outcome_unknown })
     }
@@ -461,6 +500,56 @@ mod tests {
         lane.on_ack(12, &Ack::refused(ErrorCode::ProducerUnknown), 0);
         assert!(lane.take_done().unwrap().outcome_unknown);
         assert_eq!(send_all(&mut lane, 0), []);
+    }
+
+    /// Answers of two frames overtook each other, then the connection was lost between them: a batch
+    /// was sent again under the sequence of one that was stored, the node took it for a repetition,
+    /// and it was acknowledged without being there.
+    #[test]
+    fn the_sequence_of_a_stored_batch_is_not_given_again() {
+        let mut lane = lane();
+        (10..14).for_each(|batch| lane.push(batch));
+        assert_eq!(send_all(&mut lane, 0), [(10, 0), (11, 1), (12, 2), (13, 3)]);
+        lane.on_ack(11, &stored(1), 0);
+        lane.on_connection_lost();
+        assert_eq!(send_all(&mut lane, 0), [(10, 0), (12, 2), (13, 3)]);
+        lane.push(14);
+        assert_eq!(send_all(&mut lane, 0), [(14, 4)]);
+    }
+
+    /// As above, and the stored batch had left the lane when the next one was sent.
+    #[test]
+    fn the_sequence_of_a_stored_batch_that_left_is_not_given_again() {
+        let mut lane = lane();
+        lane.push(10);
+        lane.push(11);
+        send_all(&mut lane, 0);
+        lane.on_ack(11, &stored(1), 0);
+        lane.on_connection_lost();
+        assert_eq!(send_all(&mut lane, 0), [(10, 0)]);
+        lane.on_ack(10, &stored(0), 0);
+        assert_eq!(lane.take_done().unwrap().batch, 10);
+        assert_eq!(lane.take_done().unwrap().batch, 11);
+        lane.push(12);
+        assert_eq!(send_all(&mut lane, 0), [(12, 2)]);
+    }
+
+    /// A batch of unknown outcome was given up, and the next one sent under its sequence: if the
+    /// first had been stored after all, the second was taken for its repetition.
+    #[test]
+    fn the_sequence_of_a_batch_that_may_be_stored_is_not_given_again() {
+        for code in [ErrorCode::Malformed, ErrorCode::LogFailed, ErrorCode::DuplicateForgotten] {
+            let mut lane = lane();
+            lane.set_patience_us(0);
+            lane.push(10);
+            lane.push(11);
+            send_all(&mut lane, 0);
+            lane.on_connection_lost();
+            send_all(&mut lane, 0);
+            let reaction = lane.on_ack(10, &Ack::refused(code), 0);
+            assert_eq!(reaction, Reaction::ChangeProducer, "{code:?}");
+            assert!(lane.take_done().unwrap().outcome_unknown);
+        }
     }
 
     #[test]

@@ -1,13 +1,22 @@
 //! The native client: a pipelined, idempotent [`Producer`], a [`Reader`], and [`Admin`] for a
 //! node's commands. No async runtime: each is driven by the thread that owns it and sleeps in
 //! `poll`.
+//!
+//! The way of a record: [`producer`] finds its shard (`route`), gathers it into a batch
+//! (`batcher`) and hands that to its shard's [`lane`], which gives it a sequence; its `link` puts it
+//! into a frame for a [`connection`]. `pipeline` holds lanes and links together and knows neither
+//! sockets nor clocks.
 
 pub mod admin;
+mod batcher;
 pub mod connection;
 pub mod error;
 pub mod lane;
+mod link;
+mod pipeline;
 pub mod producer;
 pub mod reader;
+mod route;
 
 pub use admin::Admin;
 pub use error::ClientError;

@@ -278,7 +278,7 @@ fn check_direct_io(dir: &Path) -> Result<(), DiskError> {
             .map_err(|errno| no(format!("statx: {errno}")))?;
         let told = stat.stx_mask & libc::STATX_DIOALIGN != 0;
         let align = u64::from(stat.stx_dio_offset_align.max(stat.stx_dio_mem_align));
-        if told && (align == 0 || BLOCK_BYTES % align != 0) {
+        if told && (align == 0 || !BLOCK_BYTES.is_multiple_of(align)) {
             return Err(no(format!("it asks for an alignment of {align}")));
         }
         Ok(())

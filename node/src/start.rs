@@ -280,7 +280,7 @@ fn check(config: &NodeConfig) -> Result<usize, StartError> {
         return Err(wrong("memory-bytes", found, "64 MiB a core at least"));
     }
     let segment = config.segment_bytes;
-    if !(16 << 20..=4 << 30).contains(&segment) || segment % (1 << 20) != 0 {
+    if !(16 << 20..=4 << 30).contains(&segment) || !segment.is_multiple_of(1 << 20) {
         let expected = "16 MiB to 4 GiB, a multiple of 1 MiB";
         return Err(wrong("segment-bytes", segment.to_string(), expected));
     }

@@ -12,30 +12,30 @@ use thalweg_wire::hash_range::HashRange;
 use thalweg_wire::ids::{DiskId, Epoch, ExtentId, Offset, ShardId, StreamId};
 
 /// The stream of the tests.
-pub const STREAM: StreamId = StreamId(9);
+pub(crate) const STREAM: StreamId = StreamId(9);
 /// How long anything may take before a test gives up.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A directory on a disk with direct I/O, gone with its handle.
-pub fn directory() -> tempfile::TempDir {
+pub(crate) fn directory() -> tempfile::TempDir {
     let parent = Path::new(env!("CARGO_TARGET_TMPDIR"));
     tempfile::tempdir_in(parent).expect("a directory for the test")
 }
 
 /// A command of the program.
-pub fn thalweg(arguments: &[&str]) -> Command {
+pub(crate) fn thalweg(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_thalweg"));
     command.args(arguments);
     command
 }
 
 /// Runs a command that is expected to end by itself.
-pub fn run(arguments: &[&str]) -> Output {
+pub(crate) fn run(arguments: &[&str]) -> Output {
     thalweg(arguments).output().expect("the program can be started")
 }
 
 /// A port with a free one behind it.
-pub fn two_free_ports() -> u16 {
+pub(crate) fn two_free_ports() -> u16 {
     for _ in 0..100 {
         let first = TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
         let port = first.local_addr().expect("it is bound").port();
@@ -47,7 +47,7 @@ pub fn two_free_ports() -> u16 {
 }
 
 /// A node with two small cores on fixed ports.
-pub struct NodeProcess {
+pub(crate) struct NodeProcess {
     child: Child,
     pub port: u16,
     data_dir: PathBuf,
@@ -56,7 +56,7 @@ pub struct NodeProcess {
 
 impl NodeProcess {
     /// Starts a node and waits until it serves.
-    pub fn start(data_dir: &Path, port: u16, cores: u16) -> NodeProcess {
+    pub(crate) fn start(data_dir: &Path, port: u16, cores: u16) -> NodeProcess {
         let child = thalweg(&["--log", "warn", "node"])
             .args(["--listen", &format!("127.0.0.1:{port}")])
             .args(["--cores", &cores.to_string(), "--memory-bytes", "160MiB"])
@@ -84,24 +84,24 @@ impl NodeProcess {
     }
 
     /// Kills it at once, as a crash would.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.child.kill().expect("a running child can be killed");
         self.child.wait().expect("a killed child ends");
     }
 
     /// Starts it anew on the same directory and ports.
-    pub fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         self.kill();
         *self = NodeProcess::start(&self.data_dir.clone(), self.port, self.cores);
     }
 
     /// The address of a core.
-    pub fn address(&self, core: u16) -> SocketAddr {
+    pub(crate) fn address(&self, core: u16) -> SocketAddr {
         SocketAddr::from(([127, 0, 0, 1], self.port + core))
     }
 
     /// Asks it to stop; answers its exit code.
-    pub fn terminate(&mut self) -> Option<i32> {
+    pub(crate) fn terminate(&mut self) -> Option<i32> {
         let id = self.child.id().to_string();
         let asked = Command::new("kill").args(["-TERM", &id]).status();
         assert!(asked.expect("kill can be run").success());
@@ -109,7 +109,7 @@ impl NodeProcess {
     }
 
     /// Most memory that it has had resident, bytes.
-    pub fn resident_bytes_max(&self) -> u64 {
+    pub(crate) fn resident_bytes_max(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()));
         let status = status.expect("the node is alive");
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -118,7 +118,7 @@ impl NodeProcess {
     }
 
     /// Opens the stream's shards, in turn over the cores.
-    pub fn open_shards(&self, shards: u32, limits: Option<ShardLimits>) {
+    pub(crate) fn open_shards(&self, shards: u32, limits: Option<ShardLimits>) {
         for index in 0..shards {
             let core = (index % u32::from(self.cores)) as u16;
             let mut admin = Admin::connect(self.address(core), PATIENCE).expect("the node serves");
@@ -127,7 +127,7 @@ impl NodeProcess {
     }
 
     /// A raw connection to a core.
-    pub fn raw(&self, core: u16) -> TcpStream {
+    pub(crate) fn raw(&self, core: u16) -> TcpStream {
         let stream = TcpStream::connect(self.address(core)).expect("the node accepts");
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
         stream
@@ -142,7 +142,7 @@ impl Drop for NodeProcess {
 }
 
 /// The command that opens a shard of the tests' stream.
-pub fn open(index: u32, shards: u32, limits: Option<ShardLimits>) -> OpenExtent {
+pub(crate) fn open(index: u32, shards: u32, limits: Option<ShardLimits>) -> OpenExtent {
     OpenExtent {
         extent: ExtentId { shard: ShardId { stream: STREAM, index }, epoch: Epoch(1) },
         range: HashRange::of_initial_shard(index, shards),

@@ -196,7 +196,7 @@ impl Connection {
         };
         if header.frame_bytes() <= there {
             // Batches are read where they lie, which must be aligned.
-            if self.head_start % thalweg_wire::frame::PAYLOAD_ALIGN != 0 {
+            if !self.head_start.is_multiple_of(thalweg_wire::frame::PAYLOAD_ALIGN) {
                 self.align_head(io);
             }
             let start = (self.head_start + FRAME_HEADER_BYTES) as u32;

@@ -98,7 +98,9 @@ impl Trailer {
             });
         }
         let end = trailer.footer_at.checked_add(align_up(trailer.body_bytes(), BLOCK_BYTES));
-        if trailer.footer_at % BLOCK_BYTES != 0 || end != Some(segment_bytes - BLOCK_BYTES) {
+        if !trailer.footer_at.is_multiple_of(BLOCK_BYTES)
+            || end != Some(segment_bytes - BLOCK_BYTES)
+        {
             return Err(FooterFault::Place);
         }
         Ok(trailer)
@@ -209,7 +211,7 @@ impl<'a> Footer<'a> {
 
     /// The extents that the segment has batches of, in the order of their numbers.
     pub fn parts(&self) -> impl Iterator<Item = ExtentPart> + 'a {
-        self.directory.as_chunks::<EXTENT_BYTES>().0.iter().map(|bytes| part(bytes))
+        self.directory.as_chunks::<EXTENT_BYTES>().0.iter().map(part)
     }
 
     /// The first batch of an extent that does not lie before the target, and those after it.

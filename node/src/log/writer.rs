@@ -94,7 +94,7 @@ impl Writer {
 
     /// Appends a unit; answers its number.
     pub fn push(&mut self, unit: Unit) -> u64 {
-        debug_assert!(unit.at % crate::config::BLOCK_BYTES == 0);
+        debug_assert!(unit.at.is_multiple_of(crate::config::BLOCK_BYTES));
         debug_assert!(self.units.back().is_none_or(|(last, _)| last.end <= unit.end));
         self.units.push_back((unit, State::Waiting));
         self.first + self.units.len() as u64 - 1

@@ -1,0 +1,166 @@
+//! What a restart keeps, whatever else changes with it: shards on another count of cores and on two
+//! disks, what is known of producers, ends, trims; and the batching producer over all of it.
+
+mod support;
+
+use std::time::Duration;
+
+use support::{PATIENCE, STREAM, directory, open};
+use thalweg_client::{Admin, ClientError, Producer, ProducerConfig, Reader, ReaderConfig};
+use thalweg_node::{Node, NodeConfig};
+use thalweg_wire::build::NewRecord;
+use thalweg_wire::control::{FenceExtent, SealExtent, TrimShard};
+use thalweg_wire::error::ErrorCode;
+use thalweg_wire::hash_range::HashKey;
+use thalweg_wire::ids::{Epoch, Offset};
+
+const SHARDS: u32 = 5;
+
+fn start(disks: &[std::path::PathBuf], cores: usize) -> Node {
+    let config = NodeConfig {
+        data_dirs: disks.to_vec(),
+        listen: std::net::SocketAddr::from(([127, 0, 0, 1], 0)),
+        cores,
+        memory_bytes: 240 << 20,
+        segment_bytes: 16 << 20,
+        prefill_bytes: 0,
+        ..NodeConfig::default()
+    };
+    Node::start(config).expect("the node starts")
+}
+
+/// Appends `count` records by key, through the batching producer; waits for their acks.
+fn append(node: &Node, from: u64, count: u64) {
+    let config = ProducerConfig {
+        linger: Duration::from_millis(1),
+        ..ProducerConfig::new(node.addresses()[0], STREAM)
+    };
+    let mut producer = Producer::connect(config).expect("the node serves");
+    let mut acked = 0;
+    let mut take = |producer: &mut Producer| {
+        while let Some(outcome) = producer.next_outcome() {
+            outcome.result.expect("a record is stored");
+            acked += u64::from(outcome.records);
+        }
+    };
+    for number in from..from + count {
+        let key = format!("key-{number}");
+        let (key, data) = (key.as_bytes(), number.to_le_bytes());
+        let hash_key = HashKey::of_partition_key(key);
+        let record = NewRecord { hash_key, client_time_ms: number, key, data: &data };
+        while !producer.append(&record).expect("a shard covers the key") {
+            producer.poll(Duration::from_millis(1)).expect("the node serves");
+            take(&mut producer);
+        }
+    }
+    while !producer.is_idle() {
+        producer.flush();
+        producer.poll(Duration::from_millis(1)).expect("the node serves");
+        take(&mut producer);
+    }
+    assert_eq!(acked, count);
+}
+
+/// Numbers of all records, sorted.
+fn read(node: &Node) -> Vec<u64> {
+    let mut reader =
+        Reader::connect(ReaderConfig::new(node.addresses()[0], STREAM)).expect("serves");
+    let mut numbers = Vec::new();
+    let all = reader.read_all(|_, batch| {
+        for record in batch.records() {
+            assert_eq!(record.hash_key, HashKey::of_partition_key(record.key));
+            numbers.push(u64::from_le_bytes(record.data.try_into().expect("8 bytes")));
+        }
+    });
+    all.expect("everything can be read, without a gap");
+    numbers.sort_unstable();
+    numbers
+}
+
+#[test]
+fn shards_live_on_with_other_cores_and_two_disks() {
+    let data = directory();
+    let disks = [data.path().join("one"), data.path().join("two")];
+    let node = start(&disks, 2);
+    for index in 0..SHARDS {
+        let core = index as usize % 2;
+        let mut admin = Admin::connect(node.addresses()[core], PATIENCE).expect("serves");
+        // Named disks are used in turn; unnamed, the core chooses.
+        let mut command = open(index, SHARDS, None);
+        if index < 4 {
+            command.replicas[0] = node.disks()[index as usize / 2];
+        }
+        admin.open_extent(&command).expect("a new shard can be opened");
+        let elsewhere = (core + 1) % 2;
+        let mut other = Admin::connect(node.addresses()[elsewhere], PATIENCE).expect("serves");
+        let refused = other.open_extent(&command).expect_err("a shard has one core");
+        let port = u64::from(node.addresses()[core].port());
+        assert!(
+            matches!(refused, ClientError::Refused(why)
+                if why.code == ErrorCode::WrongCore && why.hint == port),
+            "{refused}"
+        );
+    }
+    append(&node, 0, 3000);
+    assert_eq!(read(&node), (0..3000).collect::<Vec<u64>>());
+    node.stop();
+    let mut records = 3000;
+    for cores in [1, 3, 2] {
+        let node = start(&disks, cores);
+        assert_eq!(read(&node), (0..records).collect::<Vec<u64>>(), "{cores} cores");
+        append(&node, records, 500);
+        records += 500;
+        assert_eq!(read(&node), (0..records).collect::<Vec<u64>>(), "{cores} cores");
+        node.stop();
+    }
+}
+
+#[test]
+fn fences_seals_and_trims_survive() {
+    let data = directory();
+    let disks = [data.path().join("one")];
+    let node = start(&disks, 1);
+    let mut admin = Admin::connect(node.addresses()[0], PATIENCE).expect("serves");
+    let command = open(0, 1, None);
+    admin.open_extent(&command).expect("a new shard can be opened");
+    append(&node, 0, 1000);
+    let extent = command.extent;
+    let trim = TrimShard { shard: extent.shard, first_kept: Offset(1) };
+    admin.trim_shard(&trim).expect("committed records can be trimmed");
+    let fence = FenceExtent { extent, recovery_epoch: Epoch(3) };
+    let end = admin.fence_extent(&fence).expect("an extent can be fenced").end;
+    assert_eq!(end, Offset(1000));
+    let code = |error: ClientError| match error {
+        ClientError::Refused(why) => why.code,
+        other => panic!("{other}"),
+    };
+    let older = FenceExtent { extent, recovery_epoch: Epoch(2) };
+    assert_eq!(code(admin.fence_extent(&older).expect_err("older")), ErrorCode::StaleRecovery);
+    node.stop();
+
+    // A fence is a controller's: a node that starts again leaves the extent as it is.
+    let node = start(&disks, 1);
+    let mut admin = Admin::connect(node.addresses()[0], PATIENCE).expect("serves");
+    assert_eq!(code(admin.fence_extent(&older).expect_err("older")), ErrorCode::StaleRecovery);
+    let beyond = SealExtent { extent, recovery_epoch: Epoch(3), end: Offset(1001) };
+    assert_eq!(code(admin.seal_extent(&beyond).expect_err("beyond")), ErrorCode::BeyondEnd);
+    let seal = SealExtent { end, ..beyond };
+    admin.seal_extent(&seal).expect("a fenced extent can be sealed");
+    admin.seal_extent(&seal).expect("asked again, it is answered as before");
+    let mut next = command;
+    next.extent.epoch = Epoch(4);
+    assert_eq!(code(admin.open_extent(&next).expect_err("a hole")), ErrorCode::Conflict);
+    next.first_offset = end;
+    admin.open_extent(&next).expect("the next extent begins where this one ended");
+    append(&node, 1000, 200);
+    node.stop();
+
+    let node = start(&disks, 1);
+    let mut admin = Admin::connect(node.addresses()[0], PATIENCE).expect("serves");
+    let shard = admin.describe(STREAM).expect("it answers")[0];
+    assert_eq!((shard.earliest, shard.committed), (Offset(1), Offset(1200)));
+    assert_eq!(shard.extent.epoch, Epoch(5), "the open extent was sealed and opened anew");
+    let numbers = read(&node);
+    assert_eq!(numbers.last(), Some(&1199));
+    assert!(numbers.len() >= 1199, "what was trimmed may come along with its batch");
+}
