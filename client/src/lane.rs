@@ -19,8 +19,10 @@ use thalweg_wire::produce::{Ack, Stored, may_repeat};
 
 /// Wait before an answer that asks for another route is acted on, microseconds.
 const ROUTE_WAIT_US: u64 = 20_000;
-/// First and longest wait after a refusal for want of memory or space, microseconds.
-const BUSY_WAIT_US: (u64, u64) = (2_000, 256_000);
+/// First and longest wait after a refusal for want of memory or space, microseconds. What is wanted
+/// is mostly there again within milliseconds: a longer wait would be the longest part of a
+/// batch's latency.
+const BUSY_WAIT_US: (u64, u64) = (2_000, 16_000);
 
 /// How a batch of the lane stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -245,7 +247,10 @@ impl Lane {
             }
             code if may_repeat(code) => {
                 let wait_us = self.busy_wait_us;
-                self.busy_wait_us = (wait_us * 2).min(BUSY_WAIT_US.1);
+                if now_us >= self.not_before_us {
+                    // The first refusal of a round: the wait grows with rounds, not with batches.
+                    self.busy_wait_us = (wait_us * 2).min(BUSY_WAIT_US.1);
+                }
                 self.repeat(place, refusal, now_us, wait_us).unwrap_or(Reaction::None)
             }
             ErrorCode::SequenceGap => {
@@ -605,8 +610,20 @@ mod tests {
         let left = lane.take_done().unwrap();
         assert_eq!(left.result, Err(ErrorCode::NoSpace.into()));
         assert!(!left.outcome_unknown);
-        assert!((5..20).contains(&tries), "{tries} tries: waits grow");
-        assert!((1_000_000..1_300_000).contains(&now_us));
+        assert!((50..80).contains(&tries), "{tries} tries: waits grow, to 16 ms");
+        assert!((1_000_000..1_020_000).contains(&now_us));
+    }
+
+    /// Eight batches refused at once doubled the wait eight times, to a quarter of a second.
+    #[test]
+    fn batches_refused_together_wait_as_long_as_one() {
+        let mut lane = lane();
+        (10..18).for_each(|batch| lane.push(batch));
+        send_all(&mut lane, 0);
+        (10..18).for_each(|batch| {
+            lane.on_ack(batch, &Ack::refused(ErrorCode::Overloaded), 0);
+        });
+        assert!(lane.waits_until_us(0).unwrap() <= 2 * BUSY_WAIT_US.0);
     }
 
     #[test]
