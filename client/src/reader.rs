@@ -38,7 +38,8 @@ impl ReaderConfig {
     #[must_use]
     pub fn new(node: SocketAddr, stream: StreamId) -> ReaderConfig {
         let timeout = Duration::from_secs(30);
-        ReaderConfig { node, stream, depth: 8, fetch_bytes: 1 << 20, timeout }
+        // Twice what a node reads from a disk at a time: half wait there while half are read.
+        ReaderConfig { node, stream, depth: 16, fetch_bytes: 1 << 20, timeout }
     }
 }
 

@@ -18,7 +18,7 @@ use super::acknowledge::{Pending, ProduceInProgress};
 use super::connection::{
     Connection, ConnectionKey, Ending, LARGE_FRAME_BYTES, LARGE_FRAMES_MAX, Payload, Progress,
 };
-use super::fetch::{Fetch, FooterCache};
+use super::fetch::{Fetch, FooterCache, Reading};
 use super::shard::{Placement, Shards};
 use crate::counters::Counters;
 use crate::io::arena::PAGE_BYTES;
@@ -107,12 +107,10 @@ pub struct Core<I: Io> {
     pub(super) pending: Vec<VecDeque<Pending>>,
     pub(super) produces: Slab<ProduceInProgress>,
     pub(super) fetches: Slab<Fetch>,
-    /// Fetches that wait for memory, the first to go on first.
-    pub(super) fetches_waiting: VecDeque<u32>,
+    /// What is read from each log.
+    pub(super) reading: Vec<Reading>,
     /// When waiting fetches are answered though nothing came: time and fetch.
     pub(super) fetches_due: BTreeSet<(u64, u32)>,
-    /// Bytes of buffers that reads in flight fill.
-    pub(super) reading_bytes: usize,
     pub(super) footers: FooterCache,
     pub(super) counters: Counters,
     connections: HashMap<ConnectionId, Connection>,
@@ -158,9 +156,8 @@ impl<I: Io> Core<I> {
             pending: (0..count).map(|_| VecDeque::new()).collect(),
             produces: Slab::new(),
             fetches: Slab::new(),
-            fetches_waiting: VecDeque::new(),
+            reading: (0..count).map(|_| Reading::default()).collect(),
             fetches_due: BTreeSet::new(),
-            reading_bytes: 0,
             footers,
             counters: Counters::default(),
             connections: HashMap::new(),
@@ -335,7 +332,7 @@ impl<I: Io> Core<I> {
             self.logs[log].pump(&mut self.io);
         }
         self.request_segments();
-        self.resume_fetches();
+        (0..self.logs.len()).for_each(|log| self.resume_fetches(log));
         self.resume_receives();
         // Going on with one may touch it, or another, again.
         while !self.touched.is_empty() {
