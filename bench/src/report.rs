@@ -29,6 +29,7 @@ pub struct Report {
     pub disk_read_ratio: Option<f64>,
     pub read_back_bytes_per_s: Option<f64>,
     pub warm_tail_bytes_per_s: Option<f64>,
+    pub slowest_sync_us: Option<u64>,
     pub resident_bytes_max: u64,
     pub node: serde_json::Value,
     pub limits: Limits,
@@ -62,6 +63,7 @@ impl Report {
             disk_read_ratio: None,
             read_back_bytes_per_s: None,
             warm_tail_bytes_per_s: None,
+            slowest_sync_us: None,
             resident_bytes_max: resident_bytes_max(),
             node: serde_json::Value::Null,
             limits,
@@ -86,21 +88,10 @@ impl Report {
 
     /// Takes what the node counted.
     pub fn set_node(&mut self, counters: &Counters) {
-        self.node = serde_json::json!({
-            "frames_received": counters.frames_received,
-            "batches_appended": counters.batches_appended,
-            "records_appended": counters.records_appended,
-            "bytes_appended": counters.bytes_appended,
-            "duplicates": counters.duplicates,
-            "refusals": counters.refusals,
-            "groups_written": counters.groups_written,
-            "bytes_written": counters.bytes_written,
-            "syncs": counters.syncs,
-            "reads": counters.reads,
-            "bytes_read": counters.bytes_read,
-            "batches_from_memory": counters.batches_from_memory,
-            "batches_from_disk": counters.batches_from_disk,
-        });
+        self.node = serde_json::Value::Object(
+            counters.named().into_iter().map(|(name, count)| (name.into(), count.into())).collect(),
+        );
+        self.slowest_sync_us = Some(counters.sync_us_max);
     }
 
     /// Writes the object, if a file was named.
@@ -129,6 +120,9 @@ impl Report {
         let p50 = micros(self.p50_us);
         let (p999, max) = (micros(self.p999_us), micros(self.max_us));
         line("ack p50 / p99.9 / max", format!("{p50} / {p999} / {max}"));
+        if let Some(us) = self.slowest_sync_us {
+            line("slowest sync", micros(Some(us)));
+        }
         let cpu = self.cpu_s_per_gb.map_or("-".into(), |cpu| format!("{cpu:.2} s a GB"));
         line("processor", cpu);
         if let Some(bytes) = self.warm_tail_bytes_per_s {

@@ -4,14 +4,22 @@ use std::ops::AddAssign;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 macro_rules! counters {
-    ($($(#[doc = $doc:literal])* $name:ident,)*) => {
-        /// Sums since the node's start.
+    ($($(#[doc = $doc:literal])* $name:ident: $merge:ident,)*) => {
+        /// Sums, and highest values, since the node's start.
         #[derive(Clone, Debug, Default, PartialEq, Eq)]
         pub struct Counters { $($(#[doc = $doc])* pub $name: u64,)* }
 
+        impl Counters {
+            /// Each with its name.
+            #[must_use]
+            pub fn named(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name),)*]
+            }
+        }
+
         impl AddAssign<&Counters> for Counters {
             fn add_assign(&mut self, other: &Counters) {
-                $(self.$name += other.$name;)*
+                $(self.$name = $merge(self.$name, other.$name);)*
             }
         }
 
@@ -34,33 +42,59 @@ macro_rules! counters {
     };
 }
 
+fn sum(one: u64, other: u64) -> u64 {
+    one + other
+}
+
+fn highest(one: u64, other: u64) -> u64 {
+    one.max(other)
+}
+
 counters! {
     /// Frames that arrived whole.
-    frames_received,
+    frames_received: sum,
     /// Batches stored.
-    batches_appended,
+    batches_appended: sum,
     /// Records stored.
-    records_appended,
+    records_appended: sum,
     /// Bytes of the batches stored.
-    bytes_appended,
+    bytes_appended: sum,
     /// Batches recognised as stored before.
-    duplicates,
+    duplicates: sum,
     /// Requests and batches refused.
-    refusals,
+    refusals: sum,
     /// Units written to logs.
-    groups_written,
+    groups_written: sum,
     /// Bytes written to logs, with headers, padding and footers.
-    bytes_written,
+    bytes_written: sum,
     /// Syncs, and writes that were their own.
-    syncs,
+    syncs: sum,
     /// Reads from disk.
-    reads,
+    reads: sum,
     /// Bytes read from disk.
-    bytes_read,
+    bytes_read: sum,
     /// Fetches answered with batches.
-    fetches_answered,
+    fetches_answered: sum,
     /// Batches answered from memory.
-    batches_from_memory,
+    batches_from_memory: sum,
     /// Batches answered from disk.
-    batches_from_disk,
+    batches_from_disk: sum,
+    /// Microseconds that the slowest sync took, from its submission until the core saw its end.
+    sync_us_max: highest,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cores_add_up_and_the_slowest_counts() {
+        let mut all = Counters { syncs: 2, sync_us_max: 70, ..Counters::default() };
+        all += &Counters { syncs: 3, sync_us_max: 50, ..Counters::default() };
+        assert_eq!((all.syncs, all.sync_us_max), (5, 70));
+        let shared = SharedCounters::default();
+        shared.publish(&all);
+        assert_eq!(shared.read(), all);
+        assert!(all.named().contains(&("syncs", 5)));
+    }
 }

@@ -124,6 +124,8 @@ pub struct Core<I: Io> {
     requests: Vec<CoreRequest>,
     fills_requested: Vec<usize>,
     fill_retry_us: Option<u64>,
+    /// Since when a log's sync is in flight.
+    sync_began_us: Vec<Option<u64>>,
     next_tick_us: u64,
     /// Whether a tick has something to look after: a frame that is due, a connection that ends.
     watching: bool,
@@ -169,6 +171,7 @@ impl<I: Io> Core<I> {
             requests: Vec::new(),
             fills_requested: vec![0; count],
             fill_retry_us: None,
+            sync_began_us: vec![None; count],
             next_tick_us: time.now_us,
             watching: false,
             stopping: false,
@@ -304,14 +307,27 @@ impl<I: Io> Core<I> {
             Token::Close(id) => self.closed(id),
             Token::Write { log, unit } => {
                 self.logs[log as usize].on_write(&mut self.io, unit, result);
+                self.note_sync(log);
                 self.report_failure(log);
             }
             Token::Sync { log } => {
                 self.logs[log as usize].on_sync(&mut self.io, result);
+                self.note_sync(log);
                 self.report_failure(log);
             }
             Token::Read { fetch, part } => self.read_completed(fetch, part, result),
             Token::Wake => {}
+        }
+    }
+
+    /// Notes when a sync begins and how long it took.
+    fn note_sync(&mut self, log: u32) {
+        let began_us = &mut self.sync_began_us[log as usize];
+        if self.logs[log as usize].is_syncing() {
+            began_us.get_or_insert(self.time.now_us);
+        } else if let Some(began_us) = began_us.take() {
+            let took_us = self.time.now_us - began_us;
+            self.counters.sync_us_max = self.counters.sync_us_max.max(took_us);
         }
     }
 
@@ -330,6 +346,7 @@ impl<I: Io> Core<I> {
         for log in 0..self.logs.len() {
             self.acknowledge(log);
             self.logs[log].pump(&mut self.io);
+            self.note_sync(log as u32);
         }
         self.request_segments();
         (0..self.logs.len()).for_each(|log| self.resume_fetches(log));

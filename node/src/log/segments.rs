@@ -293,6 +293,12 @@ impl Log {
         self.writer.is_busy()
     }
 
+    /// Whether a sync is in flight.
+    #[must_use]
+    pub fn is_syncing(&self) -> bool {
+        self.writer.is_syncing()
+    }
+
     /// Groups written, bytes written, syncs.
     #[must_use]
     pub fn figures(&self) -> (u64, u64, u64) {

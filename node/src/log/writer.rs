@@ -143,6 +143,12 @@ impl Writer {
         self.writes_in_flight > 0 || self.syncing.is_some()
     }
 
+    /// Whether a sync is in flight, or a write that is its own.
+    #[must_use]
+    pub fn is_syncing(&self) -> bool {
+        self.syncing.is_some() || self.lone
+    }
+
     /// Submits whatever may be.
     pub fn pump(&mut self, io: &mut impl Io) {
         if self.failed.is_some() {
