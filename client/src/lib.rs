@@ -13,6 +13,7 @@ pub mod connection;
 pub mod error;
 pub mod lane;
 mod link;
+pub mod outcome;
 mod pipeline;
 pub mod producer;
 pub mod reader;
@@ -20,5 +21,6 @@ mod route;
 
 pub use admin::Admin;
 pub use error::ClientError;
-pub use producer::{Outcome, Producer, ProducerConfig, ProducerError, Written};
+pub use outcome::{Outcome, ProducerError, Written};
+pub use producer::{Producer, ProducerConfig};
 pub use reader::{Reader, ReaderConfig};

@@ -11,57 +11,17 @@ use std::io::Write;
 use std::time::Duration;
 
 use thalweg_wire::build::{BatchBuilder, BatchIdentity, BatchRoom};
-use thalweg_wire::error::Refusal;
 use thalweg_wire::frame::{ErrorAnswer, FrameHeader, FrameKind};
-use thalweg_wire::ids::{Epoch, Offset, ProducerId};
+use thalweg_wire::ids::{Epoch, ProducerId};
 use thalweg_wire::produce::decode_acks;
-use thiserror::Error;
 
 use crate::error::ClientError;
 use crate::lane::{Lane, Left, Reaction};
 use crate::link::{BatchUnderWay, Batches, Link};
+use crate::outcome::{Outcome, ProducerError, Written};
 
 /// Outcomes that may wait to be taken; with more, there is no room.
 const OUTCOMES_MAX: usize = 64 << 10;
-
-/// A stored batch.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Written {
-    /// Offset of its first record.
-    pub first_offset: Offset,
-    /// When the shard's leader took it, milliseconds since 1970.
-    pub append_time_ms: u64,
-    /// Whether an earlier try had stored it.
-    pub duplicate: bool,
-}
-
-/// Why a batch was not stored.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
-pub enum ProducerError {
-    /// It was refused, and is not stored.
-    #[error("the batch was refused: {0}")]
-    Refused(Refusal),
-    /// It was refused after an earlier try whose answer was lost: it may be stored, once.
-    #[error("the batch may or may not be stored (it was refused after a lost answer: {0})")]
-    OutcomeUnknown(Refusal),
-}
-
-/// What became of a batch.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Outcome {
-    /// Place of the shard among the producer's lanes.
-    pub lane: usize,
-    /// What the caller named the batch; zero for those that the producer made of records.
-    pub tag: u64,
-    /// Records in it.
-    pub records: u32,
-    /// Bytes of its body.
-    pub bytes: usize,
-    /// From when it was handed over to its answer.
-    pub latency: Duration,
-    /// Stored, or why not.
-    pub result: Result<Written, ProducerError>,
-}
 
 /// How a pipeline works.
 #[derive(Clone, Copy, Debug)]
@@ -395,10 +355,10 @@ mod tests {
     use std::collections::{BTreeMap, HashMap};
     use thalweg_wire::batch::Batch;
     use thalweg_wire::build::NewRecord;
-    use thalweg_wire::error::ErrorCode;
+    use thalweg_wire::error::{ErrorCode, Refusal};
     use thalweg_wire::frame::{FRAME_HEADER_BYTES, small_frame};
     use thalweg_wire::hash_range::{HashKey, HashRange};
-    use thalweg_wire::ids::{ShardId, StreamId};
+    use thalweg_wire::ids::{Offset, ShardId, StreamId};
     use thalweg_wire::limits::PRODUCER_WINDOW;
     use thalweg_wire::produce::{Ack, Stored, split_batches};
 

@@ -23,7 +23,7 @@ use crate::batcher::Batcher;
 use crate::connection::{Inbox, connect, would_block};
 use crate::error::ClientError;
 use crate::lane::Lane;
-pub use crate::pipeline::{Outcome, ProducerError, Written};
+use crate::outcome::Outcome;
 use crate::pipeline::{Pipeline, PipelineConfig};
 use crate::route::{Discovery, RouteMap, discover};
 

@@ -26,13 +26,19 @@ pub struct ProduceInProgress {
 }
 
 impl ProduceInProgress {
-    /// A frame of `batches` batches, none of them decided.
+    /// A frame of `batches` batches, none of them decided. `answer` is memory used before.
     #[must_use]
-    pub fn new(connection: ConnectionKey, correlation: u64, batches: usize) -> ProduceInProgress {
+    pub fn new(
+        connection: ConnectionKey,
+        correlation: u64,
+        batches: usize,
+        mut answer: Vec<u8>,
+    ) -> ProduceInProgress {
         let payload_bytes = (batches * ACK_BYTES) as u32;
         let kind = FrameKind::ProduceAnswer;
         let header = FrameHeader { kind, payload_bytes, items: batches as u32, correlation };
-        let mut answer = vec![0; header.frame_bytes()];
+        answer.clear();
+        answer.resize(header.frame_bytes(), 0);
         put(&mut answer, 0, header.encode());
         ProduceInProgress { connection, answer, undecided: batches }
     }
@@ -130,6 +136,7 @@ impl<I: Io> Core<I> {
             let done = self.produces.remove(produce as usize);
             self.push_output(done.connection, &done.answer);
             self.request_done(done.connection);
+            self.spare_answers.push(done.answer);
         }
     }
 

@@ -14,30 +14,26 @@ use crate::log::segments::{IN_PLACE_BYTES_MIN, Placement};
 impl<I: Io> Core<I> {
     /// Serves a produce frame. Its answer leaves when every batch has one.
     pub(super) fn produce(&mut self, key: ConnectionKey, header: &FrameHeader, payload: Payload) {
-        let pieces = {
-            let bytes = self.io.memory().piece(payload.piece);
-            split_batches(bytes, header.items).map(|places| {
-                let start = payload.piece.start as usize;
-                places
-                    .map(|place| Piece {
-                        buffer: payload.piece.buffer,
-                        start: (start + place.start) as u32,
-                        bytes: place.len() as u32,
-                    })
-                    .collect::<Vec<Piece>>()
-            })
-        };
-        let pieces = match pieces {
-            Ok(pieces) => pieces,
-            Err(error) => {
-                self.release_payload(payload);
-                return self.refuse_connection(key, error.refusal());
-            }
-        };
+        let Piece { buffer, start, .. } = payload.piece;
+        let mut pieces = std::mem::take(&mut self.spare_pieces);
+        pieces.clear();
+        let payload_bytes = self.io.memory().piece(payload.piece);
+        let split = split_batches(payload_bytes, header.items).map(|places| {
+            pieces.extend(places.map(|place| Piece {
+                buffer,
+                start: start + place.start as u32,
+                bytes: place.len() as u32,
+            }));
+        });
+        if let Err(error) = split {
+            self.release_payload(payload);
+            return self.refuse_connection(key, error.refusal());
+        }
         if let Some(connection) = self.connection(key) {
             connection.requests += 1;
         }
-        let in_progress = ProduceInProgress::new(key, header.correlation, pieces.len());
+        let answer = self.spare_answers.pop().unwrap_or_default();
+        let in_progress = ProduceInProgress::new(key, header.correlation, pieces.len(), answer);
         let produce = self.produces.insert(in_progress) as u32;
         // A large batch alone in its frame is written from where it was received.
         let in_place = payload.owned
@@ -55,6 +51,7 @@ impl<I: Io> Core<I> {
                 Err(refusal) => self.decide(produce, item, Ack::refused(refusal)),
             }
         }
+        self.spare_pieces = pieces;
         if !kept {
             self.release_payload(payload);
         }

@@ -22,7 +22,7 @@ use super::fetch::{Fetch, FooterCache, Reading};
 use super::shard::{Placement, Shards};
 use crate::counters::Counters;
 use crate::io::arena::PAGE_BYTES;
-use crate::io::{BufferId, Completion, ConnectionId, Errno, Io, Token};
+use crate::io::{BufferId, Completion, ConnectionId, Errno, Io, Piece, Token};
 use crate::log::segments::{FreeSegment, Log};
 
 /// Time, as the core is told it.
@@ -106,6 +106,10 @@ pub struct Core<I: Io> {
     /// Answers that wait for a log, in the order of their positions.
     pub(super) pending: Vec<VecDeque<Pending>>,
     pub(super) produces: Slab<ProduceInProgress>,
+    /// Memory of answers that were sent, for the next; as many as were ever on their way at once.
+    pub(super) spare_answers: Vec<Vec<u8>>,
+    /// Memory for the batches of the frame that is served.
+    pub(super) spare_pieces: Vec<Piece>,
     pub(super) fetches: Slab<Fetch>,
     /// What is read from each log.
     pub(super) reading: Vec<Reading>,
@@ -157,6 +161,8 @@ impl<I: Io> Core<I> {
             shards,
             pending: (0..count).map(|_| VecDeque::new()).collect(),
             produces: Slab::new(),
+            spare_answers: Vec::new(),
+            spare_pieces: Vec::new(),
             fetches: Slab::new(),
             reading: (0..count).map(|_| Reading::default()).collect(),
             fetches_due: BTreeSet::new(),
