@@ -3,19 +3,21 @@
 
 mod support;
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::{Shutdown, TcpStream};
 
-use support::{NodeProcess, PATIENCE, STREAM, directory, two_free_ports};
+use support::{
+    NodeProcess, PATIENCE, STREAM, directory, first_ack, produce_frame, receive, two_free_ports,
+};
 use thalweg_client::Admin;
 use thalweg_wire::batch::{BatchHeader, HEADER_BYTES};
 use thalweg_wire::build::{BatchBuilder, BatchIdentity, BatchRoom, NewRecord};
 use thalweg_wire::checksum::crc32c;
 use thalweg_wire::error::ErrorCode;
-use thalweg_wire::frame::{ErrorAnswer, FRAME_HEADER_BYTES, FrameHeader, FrameKind, small_frame};
+use thalweg_wire::frame::{ErrorAnswer, FrameKind, small_frame};
 use thalweg_wire::hash_range::HashKey;
 use thalweg_wire::ids::{Epoch, ProducerId, ShardId};
-use thalweg_wire::produce::{Ack, decode_acks, padded_bytes};
+use thalweg_wire::produce::padded_bytes;
 
 const BUDGET_BYTES: u64 = 160 << 20;
 
@@ -34,27 +36,6 @@ fn batch(producer: u64, sequence: u64) -> Vec<u8> {
     let mut bytes = builder.finish(&identity).to_vec();
     bytes.resize(padded_bytes(bytes.len()), 0);
     bytes
-}
-
-fn produce_frame(items: u32, payload: &[u8]) -> Vec<u8> {
-    small_frame(FrameKind::Produce, items, 5, payload)
-}
-
-/// The next frame; `None` when the node closed the connection.
-fn receive(stream: &mut TcpStream) -> Option<(FrameHeader, Vec<u8>)> {
-    let mut header = [0; FRAME_HEADER_BYTES];
-    stream.read_exact(&mut header).ok()?;
-    let header = FrameHeader::decode(&header).expect("a node sends frames");
-    let mut payload = vec![0; header.payload_bytes as usize];
-    stream.read_exact(&mut payload).ok()?;
-    Some((header, payload))
-}
-
-fn first_ack(stream: &mut TcpStream) -> Ack {
-    let (header, payload) = receive(stream).expect("an answer");
-    assert_eq!(header.kind, FrameKind::ProduceAnswer);
-    let mut acks = decode_acks(&payload, header.items).expect("acks");
-    acks.next().expect("one at least").expect("a valid ack")
 }
 
 /// A sender beside the hostile ones, whose connection is never touched.

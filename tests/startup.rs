@@ -132,6 +132,26 @@ fn too_little_locked_memory_is_refused() {
     refused(&output, 2, &["locked in memory", "ulimit -l", "--memory-bytes"]);
 }
 
+/// The kernel's switch for io_uring is one for the whole machine: here the call alone is refused,
+/// as that switch and a container's filter would.
+#[test]
+fn a_system_without_io_uring_is_refused() {
+    let data = directory();
+    let program = thalweg(&[]).get_program().to_owned();
+    for errno in ["EPERM", "ENOSYS"] {
+        let output = std::process::Command::new("strace")
+            .args(["-f", "-qq", "-e", "trace=io_uring_setup", "-o", "/dev/null", "-e"])
+            .arg(format!("inject=io_uring_setup:error={errno}"))
+            .arg(&program)
+            .args(["node", "--listen", "127.0.0.1:0", "--cores", "1", "--memory-bytes", "64MiB"])
+            .args(["--segment-bytes", "16MiB", "--prefill-bytes", "0", "--data-dir"])
+            .arg(data.path().join("d"))
+            .output()
+            .expect("tests/run installs strace");
+        refused(&output, 2, &["io_uring", "kernel.io_uring_disabled"]);
+    }
+}
+
 #[test]
 fn help_and_version_are_there() {
     for arguments in [

@@ -1,6 +1,7 @@
 //! A node as a process of its own, for whole-system tests.
 #![allow(dead_code)]
 
+use std::io::Read;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -8,8 +9,10 @@ use std::time::{Duration, Instant};
 
 use thalweg_client::Admin;
 use thalweg_wire::control::{OpenExtent, ShardLimits};
+use thalweg_wire::frame::{FRAME_HEADER_BYTES, FrameHeader, FrameKind, small_frame};
 use thalweg_wire::hash_range::HashRange;
 use thalweg_wire::ids::{DiskId, Epoch, ExtentId, Offset, ShardId, StreamId};
+use thalweg_wire::produce::{Ack, decode_acks};
 
 /// The stream of the tests.
 pub(crate) const STREAM: StreamId = StreamId(9);
@@ -155,4 +158,27 @@ pub(crate) fn open(index: u32, shards: u32, limits: Option<ShardLimits>) -> Open
         replicas: [DiskId([0; 16]); 3],
         store_generation: 0,
     }
+}
+
+/// A frame with batches.
+pub(crate) fn produce_frame(items: u32, payload: &[u8]) -> Vec<u8> {
+    small_frame(FrameKind::Produce, items, 5, payload)
+}
+
+/// The next frame; `None` when the node closed the connection.
+pub(crate) fn receive(stream: &mut TcpStream) -> Option<(FrameHeader, Vec<u8>)> {
+    let mut header = [0; FRAME_HEADER_BYTES];
+    stream.read_exact(&mut header).ok()?;
+    let header = FrameHeader::decode(&header).expect("a node sends frames");
+    let mut payload = vec![0; header.payload_bytes as usize];
+    stream.read_exact(&mut payload).ok()?;
+    Some((header, payload))
+}
+
+/// The answer to the first batch of the frame that is answered next.
+pub(crate) fn first_ack(stream: &mut TcpStream) -> Ack {
+    let (header, payload) = receive(stream).expect("an answer");
+    assert_eq!(header.kind, FrameKind::ProduceAnswer);
+    let mut acks = decode_acks(&payload, header.items).expect("acks");
+    acks.next().expect("one at least").expect("a valid ack")
 }
