@@ -3,12 +3,9 @@
 
 mod support;
 
-use std::time::Duration;
-
-use support::{PATIENCE, STREAM, directory, open};
-use thalweg_client::{Admin, ClientError, Producer, ProducerConfig, Reader, ReaderConfig};
+use support::{PATIENCE, STREAM, append, directory, open};
+use thalweg_client::{Admin, ClientError, Reader, ReaderConfig};
 use thalweg_node::{Node, NodeConfig};
-use thalweg_wire::build::NewRecord;
 use thalweg_wire::control::{FenceExtent, SealExtent, TrimShard};
 use thalweg_wire::error::ErrorCode;
 use thalweg_wire::hash_range::HashKey;
@@ -27,38 +24,6 @@ fn start(disks: &[std::path::PathBuf], cores: usize) -> Node {
         ..NodeConfig::default()
     };
     Node::start(config).expect("the node starts")
-}
-
-/// Appends `count` records by key, through the batching producer; waits for their acks.
-fn append(node: &Node, from: u64, count: u64) {
-    let config = ProducerConfig {
-        linger: Duration::from_millis(1),
-        ..ProducerConfig::new(node.addresses()[0], STREAM)
-    };
-    let mut producer = Producer::connect(config).expect("the node serves");
-    let mut acked = 0;
-    let mut take = |producer: &mut Producer| {
-        while let Some(outcome) = producer.next_outcome() {
-            outcome.result.expect("a record is stored");
-            acked += u64::from(outcome.records);
-        }
-    };
-    for number in from..from + count {
-        let key = format!("key-{number}");
-        let (key, data) = (key.as_bytes(), number.to_le_bytes());
-        let hash_key = HashKey::of_partition_key(key);
-        let record = NewRecord { hash_key, client_time_ms: number, key, data: &data };
-        while !producer.append(&record).expect("a shard covers the key") {
-            producer.poll(Duration::from_millis(1)).expect("the node serves");
-            take(&mut producer);
-        }
-    }
-    while !producer.is_idle() {
-        producer.flush();
-        producer.poll(Duration::from_millis(1)).expect("the node serves");
-        take(&mut producer);
-    }
-    assert_eq!(acked, count);
 }
 
 /// Numbers of all records, sorted.
@@ -101,14 +66,14 @@ fn shards_live_on_with_other_cores_and_two_disks() {
             "{refused}"
         );
     }
-    append(&node, 0, 3000);
+    append(node.addresses()[0], 0, 3000);
     assert_eq!(read(&node), (0..3000).collect::<Vec<u64>>());
     node.stop();
     let mut records = 3000;
     for cores in [1, 3, 2] {
         let node = start(&disks, cores);
         assert_eq!(read(&node), (0..records).collect::<Vec<u64>>(), "{cores} cores");
-        append(&node, records, 500);
+        append(node.addresses()[0], records, 500);
         records += 500;
         assert_eq!(read(&node), (0..records).collect::<Vec<u64>>(), "{cores} cores");
         node.stop();
@@ -123,7 +88,7 @@ fn fences_seals_and_trims_survive() {
     let mut admin = Admin::connect(node.addresses()[0], PATIENCE).expect("serves");
     let command = open(0, 1, None);
     admin.open_extent(&command).expect("a new shard can be opened");
-    append(&node, 0, 1000);
+    append(node.addresses()[0], 0, 1000);
     let extent = command.extent;
     let trim = TrimShard { shard: extent.shard, first_kept: Offset(1) };
     admin.trim_shard(&trim).expect("committed records can be trimmed");
@@ -152,7 +117,7 @@ fn fences_seals_and_trims_survive() {
     assert_eq!(code(admin.open_extent(&next).expect_err("a hole")), ErrorCode::Conflict);
     next.first_offset = end;
     admin.open_extent(&next).expect("the next extent begins where this one ended");
-    append(&node, 1000, 200);
+    append(node.addresses()[0], 1000, 200);
     node.stop();
 
     let node = start(&disks, 1);

@@ -165,12 +165,15 @@ pub fn drive(
     Ok(driven)
 }
 
-fn new_histogram() -> Histogram<u64> {
+/// A histogram of microseconds.
+#[must_use]
+pub fn new_histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, 600_000_000, 3).expect("valid bounds")
 }
 
-/// Sleeps through the span; answers the processor time that the process used in it.
-fn measure_processor(begin: Instant, span: Duration) -> f64 {
+/// Sleeps through the span; answers the processor time that the process used in it, seconds.
+#[must_use]
+pub fn measure_processor(begin: Instant, span: Duration) -> f64 {
     std::thread::sleep(begin.saturating_duration_since(Instant::now()));
     let before = processor_seconds();
     std::thread::sleep((begin + span).saturating_duration_since(Instant::now()));

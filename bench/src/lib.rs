@@ -9,6 +9,7 @@ pub mod burst;
 pub mod drive;
 pub mod embedded;
 pub mod error;
+pub mod fanout;
 pub mod generator;
 pub mod hotpaths;
 pub mod limits;
@@ -31,6 +32,7 @@ pub fn run(command: BenchCommand) -> ExitCode {
         BenchCommand::Million(settings) => million::run("million", settings),
         BenchCommand::Latency(settings) => million::run("latency", &settings.as_workload()),
         BenchCommand::Burst(settings) => burst::run(settings),
+        BenchCommand::Fanout(settings) => fanout::run(settings),
         BenchCommand::Limits(settings) => limits::run(settings),
     };
     match outcome {

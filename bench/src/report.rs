@@ -25,6 +25,7 @@ pub struct Report {
     pub p999_us: Option<u64>,
     pub max_us: Option<u64>,
     pub cpu_s_per_gb: Option<f64>,
+    pub processors_busy: Option<f64>,
     pub disk_write_ratio: Option<f64>,
     pub disk_read_ratio: Option<f64>,
     pub read_back_bytes_per_s: Option<f64>,
@@ -59,6 +60,7 @@ impl Report {
             p999_us: None,
             max_us: None,
             cpu_s_per_gb: None,
+            processors_busy: None,
             disk_write_ratio: None,
             disk_read_ratio: None,
             read_back_bytes_per_s: None,
@@ -116,15 +118,21 @@ impl Report {
         let bytes = self.bytes_per_s.unwrap_or(0.0);
         let batches = self.batches_per_s.unwrap_or(0.0);
         line("written", format!("{} ({} batches/s)", rate(bytes), grouped(batches)));
-        line("of the disk, synced", percent(self.disk_write_ratio));
+        if self.disk_write_ratio.is_some() {
+            line("of the disk, synced", percent(self.disk_write_ratio));
+        }
         let p50 = micros(self.p50_us);
         let (p999, max) = (micros(self.p999_us), micros(self.max_us));
-        line("ack p50 / p99.9 / max", format!("{p50} / {p999} / {max}"));
+        line("p50 / p99.9 / max", format!("{p50} / {p999} / {max}"));
         if let Some(us) = self.slowest_sync_us {
             line("slowest sync", micros(Some(us)));
         }
-        let cpu = self.cpu_s_per_gb.map_or("-".into(), |cpu| format!("{cpu:.2} s a GB"));
-        line("processor", cpu);
+        if let Some(cpu) = self.cpu_s_per_gb {
+            line("processor", format!("{cpu:.2} s a GB"));
+        }
+        if let Some(busy) = self.processors_busy {
+            line("processors busy", format!("{busy:.2}"));
+        }
         if let Some(bytes) = self.warm_tail_bytes_per_s {
             line("tail from memory", rate(bytes));
         }

@@ -23,6 +23,8 @@ pub enum BenchCommand {
     Latency(Latency),
     /// The token bucket of one shard: what passes, what is refused, and when
     Burst(Common),
+    /// One shard pushed to many subscribers: how long until each has a record
+    Fanout(Fanout),
     /// What the machine can do without a node: disk and loopback
     Limits(Common),
 }
@@ -119,6 +121,60 @@ impl Latency {
             node: None,
             input: None,
         }
+    }
+}
+
+/// Settings of `fanout`.
+#[derive(Clone, Debug, Args, Serialize)]
+pub struct Fanout {
+    #[command(flatten)]
+    #[serde(flatten)]
+    #[allow(missing_docs)]
+    pub common: Common,
+    /// Seconds that count, 1 to 3600; a second of warm-up comes before
+    #[arg(long, default_value_t = 10, value_name = "N")]
+    pub seconds: u64,
+    /// Subscribers, each with connections and a thread of its own, 1 to 1000
+    #[arg(long, default_value_t = 50, value_name = "N")]
+    pub subscribers: usize,
+    /// Records a second
+    #[arg(long, default_value_t = 2048, value_name = "N")]
+    pub rate: u64,
+    /// Bytes of each record's data, 16 to 10485000
+    #[arg(long, default_value_t = 1024, value_name = "N")]
+    pub record_bytes: usize,
+    /// Records of each batch, 1 to 16384
+    #[arg(long, default_value_t = 32, value_name = "N")]
+    pub batch_records: u32,
+}
+
+impl Fanout {
+    /// Refuses what cannot be.
+    ///
+    /// # Errors
+    /// [`BenchError::Setting`].
+    pub fn check(&self) -> Result<(), BenchError> {
+        if !(1..=1000).contains(&self.subscribers) {
+            let (found, expected) = (self.subscribers.to_string(), "1 to 1000".into());
+            return Err(BenchError::Setting { flag: "subscribers", found, expected });
+        }
+        if self.rate == 0 {
+            let (found, expected) = ("0".into(), "at least 1".into());
+            return Err(BenchError::Setting { flag: "rate", found, expected });
+        }
+        let one_shard = Workload {
+            common: self.common.clone(),
+            seconds: self.seconds,
+            rate: Rate::PerSecond(self.rate),
+            record_bytes: self.record_bytes,
+            batch_records: Some(self.batch_records),
+            shards: 1,
+            connections: None,
+            window_bytes: 64 << 20,
+            node: None,
+            input: None,
+        };
+        one_shard.check()
     }
 }
 

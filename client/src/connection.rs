@@ -6,6 +6,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use rkyv::util::AlignedVec;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use thalweg_wire::frame::{FRAME_HEADER_BYTES, FrameHeader, PAYLOAD_ALIGN};
 
 use crate::error::ClientError;
@@ -121,6 +122,113 @@ pub fn connect(address: SocketAddr, timeout: Duration) -> Result<TcpStream, Clie
         set(&stream, SOCKET_BUFFER_BYTES).map_err(|errno| connection(errno.into()))?;
     }
     Ok(stream)
+}
+
+/// A connection that is read and written as far as it goes without waiting.
+pub struct FrameStream {
+    /// The peer.
+    pub address: SocketAddr,
+    stream: TcpStream,
+    inbox: Inbox,
+    out: Vec<u8>,
+    written: usize,
+}
+
+impl FrameStream {
+    /// Connects.
+    ///
+    /// # Errors
+    /// [`ClientError::Connection`].
+    pub fn connect(address: SocketAddr, timeout: Duration) -> Result<FrameStream, ClientError> {
+        let stream = connect(address, timeout)?;
+        stream
+            .set_nonblocking(true)
+            .map_err(|source| ClientError::Connection { address, source })?;
+        let (inbox, out) = (Inbox::default(), Vec::new());
+        Ok(FrameStream { address, stream, inbox, out, written: 0 })
+    }
+
+    /// Queues a small frame.
+    pub fn push(&mut self, frame: &[u8]) {
+        self.out.extend_from_slice(frame);
+    }
+
+    /// Writes what is queued, as far as the socket takes it.
+    ///
+    /// # Errors
+    /// [`ClientError::Connection`].
+    pub fn write(&mut self) -> Result<(), ClientError> {
+        while self.written < self.out.len() {
+            match self.stream.write(&self.out[self.written..]) {
+                Ok(count) => self.written += count,
+                Err(error) if would_block(&error) => return Ok(()),
+                Err(source) => return Err(self.failed(source)),
+            }
+        }
+        self.out.clear();
+        self.written = 0;
+        Ok(())
+    }
+
+    /// Reads what is there; take it with [`FrameStream::next_frame`].
+    ///
+    /// # Errors
+    /// [`ClientError::Connection`], also at the stream's end.
+    pub fn read(&mut self) -> Result<(), ClientError> {
+        match self.inbox.read_from(&mut self.stream) {
+            Ok(0) => Err(self.failed(ErrorKind::UnexpectedEof.into())),
+            Ok(_) => Ok(()),
+            Err(error) if would_block(&error) => Ok(()),
+            Err(error) => Err(self.failed(error)),
+        }
+    }
+
+    /// The next whole frame, as [`Inbox::next_frame`].
+    ///
+    /// # Errors
+    /// When what arrived is no frame.
+    pub fn next_frame(&mut self) -> Result<Option<(FrameHeader, &[u8])>, ClientError> {
+        self.inbox.next_frame()
+    }
+
+    fn failed(&self, source: std::io::Error) -> ClientError {
+        ClientError::Connection { address: self.address, source }
+    }
+}
+
+/// Sleeps until a stream can be read, or written where there is something to write, or the time is
+/// over; answers the places of those to be read, and whether any was ready at all.
+///
+/// # Errors
+/// [`ClientError::Connection`] when the system refuses.
+pub fn wait_for_streams<'a>(
+    streams: impl Iterator<Item = &'a FrameStream>,
+    timeout: Duration,
+) -> Result<(Vec<usize>, bool), ClientError> {
+    let mut address = None;
+    let mut polled: Vec<PollFd<'_>> = streams
+        .map(|frames| {
+            address.get_or_insert(frames.address);
+            let writes = frames.written < frames.out.len();
+            let flags = if writes { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
+            PollFd::new(&frames.stream, flags)
+        })
+        .collect();
+    let wait =
+        Timespec { tv_sec: timeout.as_secs() as _, tv_nsec: i64::from(timeout.subsec_nanos()) };
+    let ready = match (poll(&mut polled, Some(&wait)), address) {
+        (Ok(ready), _) => ready > 0,
+        // A signal: whoever waits looks at its clock again.
+        (Err(rustix::io::Errno::INTR), _) => true,
+        (Err(errno), Some(address)) => {
+            return Err(ClientError::Connection { address, source: errno.into() });
+        }
+        (Err(_), None) => false,
+    };
+    let readable = PollFlags::IN | PollFlags::HUP | PollFlags::ERR;
+    let places = polled.iter().enumerate();
+    let places = places.filter(|(_, socket)| socket.revents().intersects(readable));
+    Ok((places.map(|(place, _)| place).collect(), ready))
 }
 
 /// Whether an I/O error says only that it is not time yet.

@@ -1,4 +1,4 @@
-//! The native client: a pipelined, idempotent [`Producer`], a [`Reader`], and [`Admin`] for a
+//! The native client: a pipelined, idempotent [`Producer`], a [`Reader`], a [`Subscriber`], and [`Admin`] for a
 //! node's commands. No async runtime: each is driven by the thread that owns it and sleeps in
 //! `poll`.
 //!
@@ -18,9 +18,11 @@ mod pipeline;
 pub mod producer;
 pub mod reader;
 mod route;
+pub mod subscriber;
 
 pub use admin::Admin;
 pub use error::ClientError;
 pub use outcome::{Outcome, ProducerError, Written};
 pub use producer::{Producer, ProducerConfig};
 pub use reader::{Reader, ReaderConfig};
+pub use subscriber::{Event, Subscriber, SubscriberConfig};

@@ -2,11 +2,9 @@
 //! over where they were received.
 
 use std::collections::VecDeque;
-use std::io::Write;
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use thalweg_wire::batch::{Batch, BatchHeader};
 use thalweg_wire::fetch::{FETCH_ANSWER_BYTES, FetchAnswer, FetchFrom, FetchRequest};
 use thalweg_wire::frame::{ErrorAnswer, FrameHeader, FrameKind, small_frame};
@@ -15,7 +13,7 @@ use thalweg_wire::ids::{Epoch, Offset, ShardId, StreamId};
 use thalweg_wire::produce::padded_bytes;
 
 use crate::admin::Admin;
-use crate::connection::{Inbox, connect, would_block};
+use crate::connection::{FrameStream, wait_for_streams};
 use crate::error::ClientError;
 
 /// How a reader works.
@@ -56,14 +54,10 @@ pub struct ReadShard {
 }
 
 struct Link {
-    address: SocketAddr,
-    stream: TcpStream,
-    inbox: Inbox,
+    frames: FrameStream,
     /// Shards whose turn it is, the first first.
     turn: VecDeque<usize>,
     under_way: usize,
-    out: Vec<u8>,
-    written: usize,
 }
 
 /// See the module.
@@ -89,18 +83,8 @@ impl Reader {
                 let (id, until) = (shard.extent.shard, shard.committed);
                 shards.push(ReadShard { id, next: shard.earliest, until, link });
             }
-            let stream = connect(address, config.timeout)?;
-            let failed = |source| ClientError::Connection { address, source };
-            stream.set_nonblocking(true).map_err(failed)?;
-            links.push(Link {
-                address,
-                stream,
-                inbox: Inbox::default(),
-                turn: VecDeque::new(),
-                under_way: 0,
-                out: Vec::new(),
-                written: 0,
-            });
+            let frames = FrameStream::connect(address, config.timeout)?;
+            links.push(Link { frames, turn: VecDeque::new(), under_way: 0 });
         }
         shards.sort_by_key(|shard| shard.id);
         Ok(Reader { config, links, shards })
@@ -133,12 +117,19 @@ impl Reader {
         loop {
             for link in &mut self.links {
                 ask(link, &self.config, &self.shards);
-                write(link)?;
+                link.frames.write()?;
             }
             if self.links.iter().all(|link| link.under_way == 0) {
                 return Ok(());
             }
-            for place in wait_for_sockets(&self.links, self.config.timeout)? {
+            let streams = self.links.iter().map(|link| &link.frames);
+            let (ready, in_time) = wait_for_streams(streams, self.config.timeout)?;
+            if !in_time {
+                let address = self.links[0].frames.address;
+                let source = std::io::ErrorKind::TimedOut.into();
+                return Err(ClientError::Connection { address, source });
+            }
+            for place in ready {
                 self.read_link(place, &mut take)?;
             }
         }
@@ -151,15 +142,8 @@ impl Reader {
     ) -> Result<(), ClientError> {
         let Reader { links, shards, .. } = self;
         let link = &mut links[place];
-        let address = link.address;
-        let failed = |source| ClientError::Connection { address, source };
-        match link.inbox.read_from(&mut link.stream) {
-            Ok(0) => return Err(failed(std::io::ErrorKind::UnexpectedEof.into())),
-            Ok(_) => {}
-            Err(error) if would_block(&error) => return Ok(()),
-            Err(error) => return Err(failed(error)),
-        }
-        while let Some((header, payload)) = link.inbox.next_frame()? {
+        link.frames.read()?;
+        while let Some((header, payload)) = link.frames.next_frame()? {
             let shard_place = take_answer(&header, payload, shards, take)?;
             link.under_way -= 1;
             let shard = &shards[shard_place];
@@ -184,56 +168,9 @@ fn ask(link: &mut Link, config: &ReaderConfig, shards: &[ReadShard]) {
             wait_ms: 0,
         };
         let frame = small_frame(FrameKind::Fetch, 0, place as u64, &request.encode());
-        link.out.extend(frame);
+        link.frames.push(&frame);
         link.under_way += 1;
     }
-}
-
-fn write(link: &mut Link) -> Result<(), ClientError> {
-    while link.written < link.out.len() {
-        match link.stream.write(&link.out[link.written..]) {
-            Ok(count) => link.written += count,
-            Err(error) if would_block(&error) => return Ok(()),
-            Err(source) => {
-                return Err(ClientError::Connection { address: link.address, source });
-            }
-        }
-    }
-    link.out.clear();
-    link.written = 0;
-    Ok(())
-}
-
-fn wait_for_sockets(links: &[Link], timeout: Duration) -> Result<Vec<usize>, ClientError> {
-    let mut sockets: Vec<PollFd<'_>> = links
-        .iter()
-        .map(|link| {
-            let writes = link.written < link.out.len();
-            let flags = if writes { PollFlags::IN | PollFlags::OUT } else { PollFlags::IN };
-            PollFd::new(&link.stream, flags)
-        })
-        .collect();
-    let wait =
-        Timespec { tv_sec: timeout.as_secs() as _, tv_nsec: i64::from(timeout.subsec_nanos()) };
-    let ready = match poll(&mut sockets, Some(&wait)) {
-        Ok(ready) => ready,
-        Err(rustix::io::Errno::INTR) => return Ok(Vec::new()),
-        Err(errno) => {
-            let address = links[0].address;
-            return Err(ClientError::Connection { address, source: errno.into() });
-        }
-    };
-    if ready == 0 {
-        let address = links[0].address;
-        let source = std::io::ErrorKind::TimedOut.into();
-        return Err(ClientError::Connection { address, source });
-    }
-    let readable = PollFlags::IN | PollFlags::HUP | PollFlags::ERR;
-    let ready = sockets.iter().enumerate();
-    Ok(ready
-        .filter(|(_, socket)| socket.revents().intersects(readable))
-        .map(|(place, _)| place)
-        .collect())
 }
 
 /// Takes an answer apart, checks its batches and hands them over; answers the shard's place.
@@ -253,22 +190,32 @@ fn take_answer(
     let answer = FetchAnswer::decode(payload)?;
     answer.status?;
     let shard = &mut shards[place];
-    let mut rest = &payload[FETCH_ANSWER_BYTES..];
-    for _ in 0..header.items {
-        let damaged = |error| ClientError::Damaged { shard: shard.id, error };
+    check_batches(payload, header.items, shard.id, &mut shard.next, |batch| take(place, batch))?;
+    Ok(place)
+}
+
+/// Checks the batches of an answer or event and hands them over; `next` is the offset that is due
+/// and moves on with them. Answers the bytes of the batches, as the node counts them.
+pub(crate) fn check_batches(
+    payload: &[u8],
+    items: u32,
+    id: ShardId,
+    next: &mut Offset,
+    mut take: impl FnMut(&Batch<'_>),
+) -> Result<usize, ClientError> {
+    let all = payload.get(FETCH_ANSWER_BYTES..).unwrap_or(&[]);
+    let mut rest = all;
+    for _ in 0..items {
+        let damaged = |error| ClientError::Damaged { shard: id, error };
         let batch = Batch::check(rest, &HashRange::FULL).map_err(damaged)?;
         let BatchHeader { first_offset, .. } = batch.header;
-        let holds = first_offset <= shard.next && shard.next < batch.header.end_offset();
-        if batch.header.shard != shard.id || !holds {
-            return Err(ClientError::Gap {
-                shard: shard.id,
-                expected: shard.next,
-                found: first_offset,
-            });
+        let holds = first_offset <= *next && *next < batch.header.end_offset();
+        if batch.header.shard != id || !holds {
+            return Err(ClientError::Gap { shard: id, expected: *next, found: first_offset });
         }
-        shard.next = batch.header.end_offset();
-        take(place, &batch);
+        *next = batch.header.end_offset();
+        take(&batch);
         rest = rest.get(padded_bytes(batch.header.batch_bytes())..).unwrap_or(&[]);
     }
-    Ok(place)
+    Ok(all.len() - rest.len())
 }

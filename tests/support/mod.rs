@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use thalweg_client::Admin;
+use thalweg_client::{Admin, Producer, ProducerConfig};
+use thalweg_wire::build::NewRecord;
 use thalweg_wire::control::{OpenExtent, ShardLimits};
 use thalweg_wire::frame::{FRAME_HEADER_BYTES, FrameHeader, FrameKind, small_frame};
-use thalweg_wire::hash_range::HashRange;
+use thalweg_wire::hash_range::{HashKey, HashRange};
 use thalweg_wire::ids::{DiskId, Epoch, ExtentId, Offset, ShardId, StreamId};
 use thalweg_wire::produce::{Ack, decode_acks};
 
@@ -181,4 +182,41 @@ pub(crate) fn first_ack(stream: &mut TcpStream) -> Ack {
     assert_eq!(header.kind, FrameKind::ProduceAnswer);
     let mut acks = decode_acks(&payload, header.items).expect("acks");
     acks.next().expect("one at least").expect("a valid ack")
+}
+
+/// Appends `count` records, numbered from `from` on, by key, through the batching producer; waits for their acks.
+pub(crate) fn append(node: SocketAddr, from: u64, count: u64) {
+    append_sized(node, from, count, 8);
+}
+
+/// The same with so many bytes of data each, which begin with the number.
+pub(crate) fn append_sized(node: SocketAddr, from: u64, count: u64, data_bytes: usize) {
+    let config =
+        ProducerConfig { linger: Duration::from_millis(1), ..ProducerConfig::new(node, STREAM) };
+    let mut producer = Producer::connect(config).expect("the node serves");
+    let mut acked = 0;
+    let mut take = |producer: &mut Producer| {
+        while let Some(outcome) = producer.next_outcome() {
+            outcome.result.expect("a record is stored");
+            acked += u64::from(outcome.records);
+        }
+    };
+    for number in from..from + count {
+        let key = format!("key-{number}");
+        let key = key.as_bytes();
+        let mut data = number.to_le_bytes().to_vec();
+        data.resize(data_bytes, 7);
+        let hash_key = HashKey::of_partition_key(key);
+        let record = NewRecord { hash_key, client_time_ms: number, key, data: &data };
+        while !producer.append(&record).expect("a shard covers the key") {
+            producer.poll(Duration::from_millis(1)).expect("the node serves");
+            take(&mut producer);
+        }
+    }
+    while !producer.is_idle() {
+        producer.flush();
+        producer.poll(Duration::from_millis(1)).expect("the node serves");
+        take(&mut producer);
+    }
+    assert_eq!(acked, count);
 }

@@ -25,6 +25,11 @@ pub const FETCH_BYTES_MAX: u32 = 4 * 1024 * 1024;
 pub const FETCH_BATCHES_MAX: u32 = 1024;
 /// Longest that a fetch may wait for records at the end of a shard, in milliseconds.
 pub const FETCH_WAIT_MS_MAX: u32 = 10_000;
+/// Subscriptions that one connection may have; a correlation names one.
+pub const SUBSCRIPTIONS_PER_CONNECTION_MAX: u32 = 1024;
+/// Shortest silence after which a subscription is told that there is nothing, in milliseconds: told
+/// at once, again and again, it would keep the node busy.
+pub const SUBSCRIPTION_SILENCE_MS_MIN: u32 = 50;
 /// Batches that a producer may have unanswered on one shard; the node remembers as many, so that
 /// each of them can be told its offset again.
 pub const PRODUCER_WINDOW: usize = 8;

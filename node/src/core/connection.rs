@@ -18,6 +18,9 @@ use crate::log::format::FRAME_HEADER_BYTES as LOG_FRAME_BYTES;
 pub const PAYLOAD_AT: usize = LOG_FRAME_BYTES;
 /// A connection with so many bytes to send is not received from.
 const OUTPUT_BYTES_MAX: usize = 8 << 20;
+/// A connection with so many bytes to send gets no events: what waits to be sent cannot leave
+/// memory, and a slow subscriber did not ask for all of it at this moment.
+const EVENT_OUTPUT_BYTES_MAX: usize = 1 << 20;
 /// A connection with so many requests unanswered is not received from.
 const REQUESTS_MAX: u32 = 1024;
 /// Payloads above this count as large: at most [`LARGE_FRAMES_MAX`] a core at a time.
@@ -101,6 +104,10 @@ pub struct Connection {
     pub output: Output,
     /// Requests that were taken and not answered.
     pub requests: u32,
+    /// Its subscriptions: what it named each, and the core's own name for it.
+    pub subscriptions: Vec<(u64, u64)>,
+    /// Those that wait until some of the output has left.
+    pub held_back: Vec<u64>,
     /// How it ends.
     pub ending: Ending,
 }
@@ -120,6 +127,8 @@ impl Connection {
             frame_due_us: None,
             output: Output::default(),
             requests: 0,
+            subscriptions: Vec::new(),
+            held_back: Vec::new(),
             ending: Ending::No,
         }
     }
@@ -130,6 +139,12 @@ impl Connection {
         self.ending == Ending::No
             && self.requests < REQUESTS_MAX
             && self.output.bytes() < OUTPUT_BYTES_MAX
+    }
+
+    /// Whether events are pushed to it now.
+    #[must_use]
+    pub fn takes_events(&self) -> bool {
+        self.ending == Ending::No && self.output.bytes() < EVENT_OUTPUT_BYTES_MAX
     }
 
     /// Whether part of a frame has arrived.

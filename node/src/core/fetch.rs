@@ -37,11 +37,30 @@ const READ_BYTES_MAX: u64 = 1 << 20;
 /// disk at once, disk and processor took turns, at two thirds of the disk's rate.
 const READING_BYTES_MAX: usize = 4 << 20;
 
+/// For whom a fetch is made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Asker {
+    /// Whom to answer.
+    pub connection: ConnectionKey,
+    /// The answer's correlation.
+    pub correlation: u64,
+    /// The subscription whose event the answer is.
+    pub subscription: Option<u64>,
+}
+
+impl Asker {
+    fn kind(&self) -> FrameKind {
+        match self.subscription {
+            None => FrameKind::FetchAnswer,
+            Some(_) => FrameKind::SubscribeEvent,
+        }
+    }
+}
+
 /// A fetch on its way.
 #[derive(Debug)]
 pub struct Fetch {
-    connection: ConnectionKey,
-    correlation: u64,
+    asker: Asker,
     request: FetchRequest,
     shard: u32,
     due_us: u64,
@@ -105,6 +124,8 @@ enum Look {
     SealedEnd {
         next: Offset,
     },
+    /// The next batch is larger than the subscription's credit.
+    NoCredit,
 }
 
 /// What is read from one log.
@@ -194,16 +215,28 @@ impl<I: Io> Core<I> {
             Ok(request) => request,
             Err(error) => return self.refuse_connection(key, error.refusal()),
         };
+        let correlation = header.correlation;
         let shard = match self.place_of(request.shard) {
             Ok(shard) => shard,
-            Err(refusal) => return self.refuse_fetch(key, header.correlation, None, refusal),
+            Err(refusal) => {
+                let kind = FrameKind::FetchAnswer;
+                return self.refuse_reader(key, kind, correlation, None, refusal);
+            }
         };
         if let Some(connection) = self.connection(key) {
             connection.requests += 1;
         }
+        self.start_fetch(
+            Asker { connection: key, correlation, subscription: None },
+            shard,
+            request,
+        );
+    }
+
+    /// Starts a fetch; its answer comes when there is one.
+    pub(super) fn start_fetch(&mut self, asker: Asker, shard: u32, request: FetchRequest) {
         let fetch = self.fetches.insert(Fetch {
-            connection: key,
-            correlation: header.correlation,
+            asker,
             request,
             shard,
             due_us: self.time.now_us + u64::from(request.wait_ms) * 1000,
@@ -213,19 +246,38 @@ impl<I: Io> Core<I> {
             failed: None,
             state: State::WaitsForTurn,
         });
+        if let Some(serial) = asker.subscription {
+            self.subscriptions.set_fetch(serial, fetch as u32);
+        }
         self.go_on_fetch(fetch as u32);
+    }
+
+    /// Forgets a fetch that nobody wants any more, if it waits for a commit; in another state it
+    /// finds out by itself.
+    pub(super) fn forget_waiting(&mut self, id: u32) {
+        let Some(fetch) = self.fetches.get(id as usize) else { return };
+        if fetch.state == State::WaitsForCommit {
+            self.fetches_due.remove(&(fetch.due_us, id));
+            self.shards.at_mut(fetch.shard).waiting.retain(|waiting| *waiting != id);
+            self.fetches.remove(id as usize);
+        }
     }
 
     /// Looks at the shard again and does what the look asks for.
     fn go_on_fetch(&mut self, id: u32) {
-        let key = self.fetches[id as usize].connection;
-        if self.connection(key).is_none() {
+        let asker = self.fetches[id as usize].asker;
+        if !self.is_wanted(&asker) {
             self.fetches.remove(id as usize);
             return;
         }
         match self.look(id) {
             Err(refusal) => self.finish_fetch(id, Err(refusal)),
             Ok(Look::SealedEnd { next }) => self.answer_empty(id, next, true),
+            Ok(Look::NoCredit) => {
+                let fetch = self.fetches.remove(id as usize);
+                let serial = asker.subscription.expect("only subscriptions have credit");
+                self.rest_subscription(serial, fetch.request.from);
+            }
             Ok(Look::Nothing { next }) => {
                 let fetch = &mut self.fetches[id as usize];
                 if self.time.now_us >= fetch.due_us {
@@ -250,6 +302,12 @@ impl<I: Io> Core<I> {
                 }
             }
         }
+    }
+
+    /// Whether anybody still waits for the answer.
+    fn is_wanted(&mut self, asker: &Asker) -> bool {
+        self.connection(asker.connection).is_some()
+            && asker.subscription.is_none_or(|serial| self.subscriptions.has(serial))
     }
 
     fn wait_for_turn(&mut self, id: u32, log: u32) {
@@ -316,6 +374,9 @@ impl<I: Io> Core<I> {
             FetchFrom::Latest => Target::Offset(committed),
         };
         let bytes_max = u64::from(request.bytes_max);
+        // An answer holds a batch at least; an event no more than its credit.
+        let first_max =
+            fetch.asker.subscription.map_or(u64::MAX, |serial| self.subscriptions.credit(serial));
         for (at, place) in extents.iter().enumerate() {
             let log = &self.logs[place.log as usize];
             let record = &log.extent(place.number).record;
@@ -331,14 +392,22 @@ impl<I: Io> Core<I> {
             };
             let mut found = Vec::new();
             let mut bytes = 0;
+            let mut no_credit = false;
             let footers =
                 |sequence| cached_footer(&self.footers, &self.io, log, place.log, sequence);
             let search = log.search(place.number, from, end, footers, |next| {
                 let batch_bytes = padded_bytes(next.location.batch_bytes as usize) as u64;
-                let fits = found.is_empty()
-                    || (bytes + batch_bytes <= bytes_max
-                        && found.len() < limits::FETCH_BATCHES_MAX as usize);
-                if fits && next.location.end_offset() > record.first_kept {
+                if next.location.end_offset() <= record.first_kept {
+                    return true;
+                }
+                let fits = if found.is_empty() {
+                    no_credit = batch_bytes > first_max;
+                    !no_credit
+                } else {
+                    bytes + batch_bytes <= bytes_max
+                        && found.len() < limits::FETCH_BATCHES_MAX as usize
+                };
+                if fits {
                     bytes += batch_bytes;
                     found.push(next);
                 }
@@ -347,6 +416,9 @@ impl<I: Io> Core<I> {
             if !found.is_empty() {
                 // What lies in segments whose footers are not in memory is for the next fetch.
                 return Ok(Look::Found { log: place.log, found });
+            }
+            if no_credit {
+                return Ok(Look::NoCredit);
             }
             if let Search::NeedsFooter(sequence) = search {
                 return Ok(Look::NeedsFooter { log: place.log, sequence });
@@ -517,25 +589,33 @@ impl<I: Io> Core<I> {
     /// Answers the fetch with its parts, or with a refusal.
     fn finish_fetch(&mut self, id: u32, result: Result<(), Refusal>) {
         let fetch = self.fetches.remove(id as usize);
+        if !self.is_wanted(&fetch.asker) {
+            return self.drop_fetch(&fetch);
+        }
         let result = result.and_then(|()| {
             let mut from_disk = fetch.parts.iter().filter(|part| part.from_disk);
             from_disk.try_for_each(|part| self.check_part(fetch.shard, part))
         });
+        self.release_reads(&fetch);
         let memory = self.io.memory_mut();
-        for read in &fetch.reads {
-            if matches!(read.purpose, Purpose::Batches) {
-                memory.release(read.buffer);
-            }
-        }
         match result {
             Ok(()) => self.send_parts(&fetch),
             Err(refusal) => {
                 fetch.parts.iter().for_each(|part| memory.release(part.buffer));
-                let shard = Some(fetch.shard);
-                self.refuse_fetch(fetch.connection, fetch.correlation, shard, refusal);
+                let Asker { connection, correlation, subscription } = fetch.asker;
+                let (kind, shard) = (fetch.asker.kind(), Some(fetch.shard));
+                self.refuse_reader(connection, kind, correlation, shard, refusal);
+                subscription.into_iter().for_each(|serial| self.end_subscription(serial));
             }
         }
-        self.request_done(fetch.connection);
+        self.fetch_done(&fetch.asker);
+    }
+
+    /// A fetch counts as a request of its connection; a subscription's do not.
+    fn fetch_done(&mut self, asker: &Asker) {
+        if asker.subscription.is_none() {
+            self.request_done(asker.connection);
+        }
     }
 
     /// Holds a batch from disk against everything that is known of it.
@@ -569,13 +649,14 @@ impl<I: Io> Core<I> {
         let last = fetch.parts.last().expect("an answer with batches").found.location;
         let answer = self.describe_answer(fetch.shard, last.end_offset());
         let header = FrameHeader {
-            kind: FrameKind::FetchAnswer,
+            kind: fetch.asker.kind(),
             payload_bytes: (FETCH_ANSWER_BYTES + bytes) as u32,
             items: fetch.parts.len() as u32,
-            correlation: fetch.correlation,
+            correlation: fetch.asker.correlation,
         };
-        self.push_output(fetch.connection, &header.encode());
-        self.push_output(fetch.connection, &answer.encode());
+        let key = fetch.asker.connection;
+        self.push_output(key, &header.encode());
+        self.push_output(key, &answer.encode());
         self.counters.fetches_answered += 1;
         for part in &fetch.parts {
             let from_disk = u64::from(part.from_disk);
@@ -587,11 +668,28 @@ impl<I: Io> Core<I> {
                 start: (part.start + FRAME_HEADER_BYTES) as u32,
                 bytes: batch_bytes(part) as u32,
             };
-            match self.connection(fetch.connection) {
+            match self.connection(key) {
                 Some(connection) => connection.output.push_piece(piece),
                 None => self.io.memory_mut().release(part.buffer),
             }
         }
+        if let Some(serial) = fetch.asker.subscription {
+            self.event_sent(serial, bytes as u64, last.end_offset());
+        }
+    }
+
+    /// Nobody waits for it any more.
+    fn drop_fetch(&mut self, fetch: &Fetch) {
+        self.release_reads(fetch);
+        let memory = self.io.memory_mut();
+        fetch.parts.iter().for_each(|part| memory.release(part.buffer));
+        self.fetch_done(&fetch.asker);
+    }
+
+    /// The reads' own references; parts have theirs.
+    fn release_reads(&mut self, fetch: &Fetch) {
+        let of_batches = fetch.reads.iter().filter(|read| matches!(read.purpose, Purpose::Batches));
+        of_batches.for_each(|read| self.io.memory_mut().release(read.buffer));
     }
 
     fn describe_answer(&self, shard: u32, next: Offset) -> FetchAnswer {
@@ -609,14 +707,21 @@ impl<I: Io> Core<I> {
     fn answer_empty(&mut self, id: u32, next: Offset, sealed_end: bool) {
         let fetch = self.fetches.remove(id as usize);
         let answer = FetchAnswer { sealed_end, ..self.describe_answer(fetch.shard, next) };
-        let payload = answer.encode();
-        self.answer(fetch.connection, FrameKind::FetchAnswer, 0, fetch.correlation, &payload);
-        self.request_done(fetch.connection);
+        let Asker { connection, correlation, subscription } = fetch.asker;
+        self.answer(connection, fetch.asker.kind(), 0, correlation, &answer.encode());
+        match subscription {
+            Some(serial) if sealed_end => self.end_subscription(serial),
+            Some(serial) => self.event_sent(serial, 0, next),
+            None => {}
+        }
+        self.fetch_done(&fetch.asker);
     }
 
-    fn refuse_fetch(
+    /// Refuses a fetch, or a subscription: it ends.
+    pub(super) fn refuse_reader(
         &mut self,
         key: ConnectionKey,
+        kind: FrameKind,
         correlation: u64,
         shard: Option<u32>,
         refusal: Refusal,
@@ -632,7 +737,7 @@ impl<I: Io> Core<I> {
             sealed_end: false,
         };
         let answer = FetchAnswer { status: Err(refusal), ..known.unwrap_or(unknown) };
-        self.answer(key, FrameKind::FetchAnswer, 0, correlation, &answer.encode());
+        self.answer(key, kind, 0, correlation, &answer.encode());
     }
 }
 

@@ -20,6 +20,7 @@ use super::connection::{
 };
 use super::fetch::{Fetch, FooterCache, Reading};
 use super::shard::{Placement, Shards};
+use super::subscribe::Subscriptions;
 use crate::counters::Counters;
 use crate::io::arena::PAGE_BYTES;
 use crate::io::{BufferId, Completion, ConnectionId, Errno, Io, Piece, Token};
@@ -115,6 +116,7 @@ pub struct Core<I: Io> {
     pub(super) reading: Vec<Reading>,
     /// When waiting fetches are answered though nothing came: time and fetch.
     pub(super) fetches_due: BTreeSet<(u64, u32)>,
+    pub(super) subscriptions: Subscriptions,
     pub(super) footers: FooterCache,
     pub(super) counters: Counters,
     connections: HashMap<ConnectionId, Connection>,
@@ -166,6 +168,7 @@ impl<I: Io> Core<I> {
             fetches: Slab::new(),
             reading: (0..count).map(|_| Reading::default()).collect(),
             fetches_due: BTreeSet::new(),
+            subscriptions: Subscriptions::default(),
             footers,
             counters: Counters::default(),
             connections: HashMap::new(),
@@ -356,6 +359,7 @@ impl<I: Io> Core<I> {
         }
         self.request_segments();
         (0..self.logs.len()).for_each(|log| self.resume_fetches(log));
+        self.resume_subscriptions();
         self.resume_receives();
         // Going on with one may touch it, or another, again.
         while !self.touched.is_empty() {
@@ -531,6 +535,8 @@ impl<I: Io> Core<I> {
         match header.kind {
             FrameKind::Produce => return self.produce(key, header, payload),
             FrameKind::Fetch => self.fetch(key, header, payload.piece),
+            FrameKind::Subscribe => self.subscribe(key, header, payload.piece),
+            FrameKind::Credit => self.credit(key, payload.piece),
             FrameKind::Hello
             | FrameKind::Describe
             | FrameKind::OpenExtent
@@ -611,6 +617,8 @@ impl<I: Io> Core<I> {
         if !connection.output.on_sent(memory, sent) {
             tracing::debug!(?result, "a send failed or was cut short: the connection is closed");
             self.shut(id);
+        } else if connection.takes_events() {
+            self.subscriptions.resume(connection.held_back.drain(..));
         }
         self.touched.push(id);
     }
@@ -673,6 +681,9 @@ impl<I: Io> Core<I> {
 
     fn closed(&mut self, id: ConnectionId) {
         if let Some(mut connection) = self.connections.remove(&id) {
+            for (_, serial) in &connection.subscriptions {
+                self.end_subscription(*serial);
+            }
             let large = connection.release(&mut self.io);
             self.large_frames -= u32::from(large);
         }

@@ -2,7 +2,7 @@
 //!
 //! The way of a record: [`connection`] receives a frame, [`ingest`] takes its batches apart,
 //! [`admission`] decides and assigns, the log makes them durable, [`acknowledge`] answers.
-//! [`fetch`] reads back, [`control`] obeys a controller, [`machine`] turns it all.
+//! [`fetch`] reads back, [`subscribe`] pushes, [`control`] obeys a controller, [`machine`] turns it all.
 
 pub mod acknowledge;
 pub mod admission;
@@ -14,3 +14,4 @@ pub mod ingest;
 pub mod machine;
 pub mod output;
 pub mod shard;
+pub mod subscribe;
