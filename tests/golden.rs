@@ -24,6 +24,11 @@ const SEGMENT_1_FRONT: &[u8] = include_bytes!("../node/golden/segment-1-front-v1
 const SEGMENT_1_BACK: &[u8] = include_bytes!("../node/golden/segment-1-back-v1.bin");
 const SEGMENT_2_FRONT: &[u8] = include_bytes!("../node/golden/segment-2-front-v1.bin");
 
+const RELEASED_FRONT: &[u8] = include_bytes!("../node/golden/segment-2-released-front-v1.bin");
+const MERGED_FRONT: &[u8] = include_bytes!("../node/golden/segment-2-merged-front-v1.bin");
+const SEGMENT_3_FRONT: &[u8] = include_bytes!("../node/golden/segment-3-front-v1.bin");
+const SEGMENT_3_BACK: &[u8] = include_bytes!("../node/golden/segment-3-back-v1.bin");
+
 fn write_segment(path: &Path, front: &[u8], back: &[u8]) {
     let file = std::fs::File::create(path).expect("a new file");
     file.set_len(SEGMENT_BYTES).expect("space for a segment");
@@ -75,14 +80,61 @@ fn second_batch_again(epoch: Epoch) -> Vec<u8> {
     bytes
 }
 
-#[test]
-fn a_directory_of_version_1_is_read_and_continued() {
+fn data_directory(segments: &[(&[u8], &[u8])]) -> tempfile::TempDir {
     let data = directory();
     let log = data.path().join("log-000");
     std::fs::create_dir(&log).expect("a new directory");
     std::fs::write(data.path().join("disk"), DISK).expect("it can be written");
-    write_segment(&log.join("segment-00000000"), SEGMENT_1_FRONT, SEGMENT_1_BACK);
-    write_segment(&log.join("segment-00000001"), SEGMENT_2_FRONT, &[]);
+    for (place, (front, back)) in segments.iter().enumerate() {
+        write_segment(&log.join(format!("segment-{place:08}")), front, back);
+    }
+    data
+}
+
+/// Earliest and committed offset of the one shard.
+fn bounds(node: &Node) -> (Offset, Offset) {
+    let mut admin = Admin::connect(node.addresses()[0], PATIENCE).expect("it serves");
+    let shard = admin.describe(SHARD.stream).expect("it answers")[0];
+    (shard.earliest, shard.committed)
+}
+
+#[test]
+fn a_released_segment_does_not_count() {
+    let segments = [(SEGMENT_1_FRONT, SEGMENT_1_BACK), (RELEASED_FRONT, &[][..])];
+    let data = data_directory(&segments);
+    for _ in 0..2 {
+        let node = start(data.path());
+        assert_eq!(bounds(&node), (Offset(46), Offset(48)));
+        assert_eq!(batches(&node).len(), 1);
+        node.stop();
+    }
+}
+
+#[test]
+fn a_merged_segment_counts_in_the_place_of_others() {
+    let segments = [
+        (SEGMENT_1_FRONT, SEGMENT_1_BACK),
+        (MERGED_FRONT, &[][..]),
+        (SEGMENT_3_FRONT, SEGMENT_3_BACK),
+    ];
+    // The second time its footer is damaged: it is made anew from the segment's frames.
+    for back in [SEGMENT_3_BACK, &[][..]] {
+        let segments = [segments[0], segments[1], (SEGMENT_3_FRONT, back)];
+        let data = data_directory(&segments);
+        for _ in 0..2 {
+            let node = start(data.path());
+            assert_eq!(bounds(&node), (Offset(43), Offset(48)));
+            let batches = batches(&node);
+            assert_eq!((batches.len(), &batches[0][..]), (2, FIRST_BATCH));
+            node.stop();
+        }
+    }
+}
+
+#[test]
+fn a_directory_of_version_1_is_read_and_continued() {
+    let segments = [(SEGMENT_1_FRONT, SEGMENT_1_BACK), (SEGMENT_2_FRONT, &[][..])];
+    let data = data_directory(&segments);
 
     // Twice: the second time, what the first wrote behind it is read, too.
     for epoch in [6, 7] {

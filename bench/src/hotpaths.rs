@@ -167,7 +167,11 @@ impl NoopCore {
             boot: BootId(1),
             min_frame_bytes_per_s: 1,
             connections_max: 8,
-            free_segments_min: 1,
+            free_segments_min: 2,
+            free_segments_max: 3,
+            retention_ms: None,
+            merge_after_us: 60_000_000,
+            scrub_period_us: None,
         };
         let placement = Arc::new(Placement::default());
         let io = NoopIo::instant(64 << 20);
@@ -234,7 +238,8 @@ impl NoopCore {
             self.now_us += 10;
             let time = Time { now_us: self.now_us, wall_ms: self.now_us / 1000 };
             self.core.turn(time, &mut self.completions);
-            for CoreRequest::FillSegment { log } in self.core.take_requests() {
+            for request in self.core.take_requests() {
+                let CoreRequest::FillSegment { log } = request else { continue };
                 let segment = FreeSegment { file: FileId(self.files) };
                 self.files += 1;
                 self.core.tell(CoreMessage::SegmentReady { log, segment });

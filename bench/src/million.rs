@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use thalweg_node::NodeConfig;
+
 use crate::drive::{Driven, Layout, Progress, WARM_UP, drive};
 use crate::embedded::{EmbeddedNode, Target};
 use crate::error::BenchError;
@@ -81,7 +83,9 @@ fn prefill_bytes(workload: &Workload, limits: &Limits) -> u64 {
         Rate::Max => most,
         Rate::PerSecond(rate) => most.min(rate as f64 * per_record * 1.2),
     };
-    (offered * (workload.seconds as f64 + WARM_UP.as_secs_f64() + 0.25)) as u64
+    let written = offered * (workload.seconds as f64 + WARM_UP.as_secs_f64() + 0.25);
+    // A log's last free segment is not for batches.
+    written as u64 + NodeConfig::default().segment_bytes * processors as u64
 }
 
 fn take_figures(report: &mut Report, driven: &Driven, limits: &Limits) {

@@ -1,6 +1,8 @@
-"""Makes a data directory of format version 1 from docs/format.md alone, independently of the Rust
-code: its superblock, a sealed segment and an open one behind it, as a crash leaves them. Of the
-segments only the parts that are not zero are kept: what they begin and what they end with."""
+"""Makes data directories of format version 1 from docs/format.md alone, independently of the Rust
+code: a superblock, a sealed segment and an open one behind it, as a crash leaves them. The open one
+comes in three versions: one that only goes on, one that releases the segment before it, and one in
+which a merged segment takes that one's place. Of the segments only the parts that are not zero are
+kept: what they begin and what they end with."""
 import pathlib
 import struct
 import sys
@@ -32,8 +34,9 @@ def frame(kind, generation, lsn, durable, payload, extent=0):
     return whole + bytes(-len(whole) % 64)
 
 
-def segment_header(sequence, base, previous_end):
-    fields = (DISK, 0, 0, sequence, 1, base, previous_end, SEGMENT, BOOT)
+def segment_header(sequence, base, previous_end, merged=False):
+    first_live = 0 if merged else 1
+    fields = (DISK, 0, int(merged), sequence, first_live, base, previous_end, SEGMENT, BOOT)
     return block(b"THALWEGS", struct.pack("<16sIIQQQQQQ", *fields))
 
 
@@ -64,12 +67,18 @@ opened = record(end=42, first_kept=42, last_append=0, producers=[])
 front += write(1, 0, 4096, 0, [(6, struct.pack("<Q", 0)), (2, opened)])
 front += write(1, 0, 8192, 8192, [(1, first), (4, struct.pack("<Q", 43))])
 end = len(front)
-directory = struct.pack("<IIIIQQ", 0, 0, 1, 0, 42, TIME)
-entry = struct.pack("<QQIIII", 42, TIME, 4, len(first), 8192, 0)
-footer_at = SEGMENT - 2 * BLOCK
-crc = crc32c(directory + entry)
-trailer = block(b"THALWEGF", struct.pack("<QQQIII", 1, end, footer_at, 1, 1, crc))
-back = (directory + entry).ljust(BLOCK, b"\0") + trailer
+
+
+def footer(sequence, end, position):
+    """Footer and trailer of a segment that has the first batch at byte `position`."""
+    directory = struct.pack("<IIIIQQ", 0, 0, 1, 0, 42, TIME)
+    entry = struct.pack("<QQIIII", 42, TIME, 4, len(first), position, 0)
+    crc = crc32c(directory + entry)
+    fields = struct.pack("<QQQIII", sequence, end, SEGMENT - 2 * BLOCK, 1, 1, crc)
+    return (directory + entry).ljust(BLOCK, b"\0") + block(b"THALWEGF", fields)
+
+
+back = footer(1, end, 8192)
 
 # The second: its snapshot, another batch, and no footer.
 producer = struct.pack("<QQQQQQ", 11, 14, 1, 1, 42, TIME)
@@ -78,11 +87,33 @@ newest = segment_header(2, SEGMENT, end)
 newest += write(2, SEGMENT, 4096, end, [(5, snapshot), (6, struct.pack("<Q", 1))])
 newest += write(2, SEGMENT, 8192, SEGMENT + 8192, [(1, second)])
 
+# The same where the snapshot lists the first segment. It is trimmed and released ...
+listed = struct.pack("<QQQ", 1, end, 1)
+begin = [(5, snapshot), (7, listed), (6, struct.pack("<Q", 1))]
+released = segment_header(2, SEGMENT, end)
+released += write(2, SEGMENT, 4096, end, begin)
+release = [(4, struct.pack("<Q", 46)), (8, struct.pack("<Q", 1))]
+released += write(2, SEGMENT, 8192, SEGMENT + 8192, release + [(1, second)])
+
+# ... or what it has is in a third, merged one.
+third = segment_header(3, 2 * SEGMENT, 0, merged=True)
+third += write(3, 2 * SEGMENT, 4096, 0, [(1, first)])
+third_end = 2 * SEGMENT + len(third)
+third_back = footer(3, third_end, 4096)
+merged = segment_header(2, SEGMENT, end)
+merged += write(2, SEGMENT, 4096, end, begin)
+merge = struct.pack("<QQQ", 3, third_end, 1) + struct.pack("<Q", 1)
+merged += write(2, SEGMENT, 8192, SEGMENT + 8192, [(9, merge), (1, second)])
+
 superblock = block(b"THALWEGD", struct.pack("<16sQ", DISK, SEGMENT))
 for name, bytes_ in [
     ("disk", superblock),
     ("segment-1-front", front),
     ("segment-1-back", back),
     ("segment-2-front", newest),
+    ("segment-2-released-front", released),
+    ("segment-2-merged-front", merged),
+    ("segment-3-front", third),
+    ("segment-3-back", third_back),
 ]:
     (HERE / f"{name}-v1.bin").write_bytes(bytes_)

@@ -79,6 +79,16 @@ counters! {
     batches_from_memory: sum,
     /// Batches answered from disk.
     batches_from_disk: sum,
+    /// Segments in which nothing was kept any more, given up.
+    segments_released: sum,
+    /// Files of segments given up that were removed.
+    segments_removed: sum,
+    /// Bytes of batches that were copied forward.
+    bytes_copied: sum,
+    /// Bytes of batches that were read to be checked.
+    bytes_scrubbed: sum,
+    /// Batches found damaged by that.
+    batches_damaged: sum,
     /// Microseconds that the slowest sync took, from its submission until the core saw its end.
     sync_us_max: highest,
 }

@@ -1,6 +1,7 @@
 //! Starting a node: checks, disks, recovery, cores. What cannot work is refused here, with the
 //! remedy, before anything is served.
 
+use std::collections::HashMap;
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -15,24 +16,35 @@ use thalweg_wire::error::Refusal;
 use thalweg_wire::ids::{BootId, DiskId};
 use thiserror::Error;
 
-use crate::background::{Background, FillJob, JobQueue, RecoverJob};
+use crate::background::{Background, FillJob, JobQueue, MergeTask, RecoverJob, ScrubTask};
 use crate::config::NodeConfig;
 use crate::core::machine::{Core, CoreMessage, CoreRequest, CoreSettings, Time};
 use crate::core::shard::Placement;
 use crate::counters::{Counters, SharedCounters};
-use crate::disk::{Disk, DiskError, open_segment, segment_files, segment_path};
+use crate::disk::{Disk, DiskError, SegmentFile, open_segment, segment_files, segment_path};
 use crate::io::ring::{Ring, RingError, probe};
 use crate::io::wake::Mailbox;
 use crate::io::{Arena, Completion, Errno, FileId, Io, Wait};
+use crate::log::merge::{MergeError, MergeJob, Merged};
 use crate::log::recovery::{RecoveredLog, RecoveryError};
+use crate::log::scrub::ScrubReport;
 use crate::log::segments::{FreeSegment, Log, LogIdentity};
+use crate::log::stored::StoredSegment;
 
 /// Least memory of a core.
 const CORE_MEMORY_MIN_BYTES: u64 = 64 << 20;
 /// Part of a core's memory that is buffers; the rest is for indexes, tables and code.
 const BUFFER_SHARE: (u64, u64) = (3, 4);
-/// Zero-filled segments that each log has in wait.
-const FREE_SEGMENTS_MIN: usize = 2;
+/// Segments that each log has in wait: one for records, one for batches, and one in reserve while
+/// the next is zero-filled.
+const FREE_SEGMENTS_MIN: usize = 3;
+/// Segments that a log keeps in wait beyond those it was started with.
+const FREE_SEGMENTS_MORE: usize = 2;
+/// Rate at which a log is copied forward; some percent of what a disk does.
+const MERGE_BYTES_PER_S: u64 = 128 << 20;
+/// Longest retention: what Kinesis grants,
+/// <https://docs.aws.amazon.com/streams/latest/dev/kinesis-extended-retention.html>.
+const RETENTION_MAX_S: u64 = 365 * 24 * 3600;
 /// How long a stopping core waits for peers to take their last answers.
 const STOP_GRACE: Duration = Duration::from_secs(5);
 
@@ -124,8 +136,16 @@ pub struct Node {
 
 /// A message to a core's thread.
 enum Told {
-    SegmentFilled { log: u32, outcome: Result<OwnedFd, Errno> },
+    Merged { log: u32, result: Result<Merged, MergeError> },
+    Scrubbed { log: u32, result: Result<ScrubReport, Errno> },
+    SegmentFilled { log: u32, outcome: Result<OpenFile, Errno> },
     Stop,
+}
+
+/// A segment's file, open for direct I/O.
+struct OpenFile {
+    descriptor: OwnedFd,
+    path: PathBuf,
 }
 
 /// A log on its way to its core.
@@ -135,7 +155,7 @@ struct LogAtStart {
     log: u32,
     recovered: RecoveredLog,
     /// Every segment's file by its place in the recovered list.
-    files: Vec<OwnedFd>,
+    files: Vec<OpenFile>,
     next_number: u32,
 }
 
@@ -169,7 +189,8 @@ impl Node {
             .map(|dir| Disk::open(dir, config.segment_bytes))
             .collect::<Result<Vec<Disk>, DiskError>>()?;
         let mut logs = recover_logs(&config, &disks, cores, &background.queue())?;
-        prefill(&config, &disks, &mut logs, &background.queue())?;
+        let segments_wanted = segments_wanted(&config, logs.len());
+        prefill(&config, &disks, &mut logs, segments_wanted, &background.queue())?;
         let (listeners, addresses) = listen(&config, cores)?;
         let boot = BootId(random()?);
         let ports: Vec<u16> = addresses.iter().map(SocketAddr::port).collect();
@@ -199,6 +220,10 @@ impl Node {
                     min_frame_bytes_per_s: config.min_frame_bytes_per_s,
                     connections_max: config.connections_per_core_max,
                     free_segments_min: FREE_SEGMENTS_MIN,
+                    free_segments_max: segments_wanted + FREE_SEGMENTS_MORE,
+                    retention_ms: retention_ms(&config),
+                    merge_after_us: config.merge_after_s * 1_000_000,
+                    scrub_period_us: scrub_period_us(&config),
                 },
                 config: config.clone(),
                 placement: placement.clone(),
@@ -270,6 +295,22 @@ fn check(config: &NodeConfig) -> Result<usize, StartError> {
     let cores = if config.cores == 0 { processors } else { config.cores };
     if cores > NODE_CORES_MAX {
         return Err(wrong("cores", cores.to_string(), "0 (one a processor) to 1024"));
+    }
+    if config.retention_s > RETENTION_MAX_S {
+        let expected = "0 (for ever) to 31536000 (365 days) seconds";
+        return Err(wrong("retention-s", config.retention_s.to_string(), expected));
+    }
+    if config.merge_after_s > RETENTION_MAX_S {
+        let expected = "0 to 31536000 (365 days) seconds";
+        return Err(wrong("merge-after-s", config.merge_after_s.to_string(), expected));
+    }
+    if config.scrub_period_s > RETENTION_MAX_S {
+        let expected = "0 (never) to 31536000 (365 days) seconds";
+        return Err(wrong("scrub-period-s", config.scrub_period_s.to_string(), expected));
+    }
+    if config.scrub_bytes_per_s == 0 {
+        let expected = "1 byte a second at least; --scrub-period-s 0 turns scrubs off";
+        return Err(wrong("scrub-bytes-per-s", "0".into(), expected));
     }
     if config.data_dirs.is_empty() || config.data_dirs.len() > NODE_DISKS_MAX {
         let found = format!("{} directories", config.data_dirs.len());
@@ -353,35 +394,63 @@ fn recover_logs(
                 );
             }
             let found = segment_files(&dir)?;
-            let files = found.iter().map(|file| open_segment(&file.path));
-            let files = files.collect::<Result<Vec<OwnedFd>, DiskError>>()?;
             let next_number = found.last().map_or(0, |file| file.number + 1);
+            let open = |file: SegmentFile| {
+                let descriptor = open_segment(&file.path)?;
+                Ok(OpenFile { descriptor, path: file.path })
+            };
+            let files = found.into_iter().map(open).collect::<Result<Vec<_>, DiskError>>()?;
             Ok(LogAtStart { dir, disk, log, recovered, files, next_number })
         })
         .collect()
 }
 
-/// Has zero-filled segments made, as many as are configured and two a log at least.
+/// Segments that each log has in wait at the start: as many as are configured, and the least.
+fn segments_wanted(config: &NodeConfig, logs: usize) -> usize {
+    let wanted = config.prefill_bytes.div_ceil(config.segment_bytes * logs as u64);
+    usize::try_from(wanted).unwrap_or(usize::MAX).max(FREE_SEGMENTS_MIN)
+}
+
+/// Without a controller records age by configuration; with one it decides.
+fn retention_ms(config: &NodeConfig) -> Option<u64> {
+    (config.standalone && config.retention_s > 0).then_some(config.retention_s * 1000)
+}
+
+fn scrub_period_us(config: &NodeConfig) -> Option<u64> {
+    (config.scrub_period_s > 0).then_some(config.scrub_period_s * 1_000_000)
+}
+
+/// Has segments zero-filled until each log has `wanted`. With some left from before, a disk that
+/// is full does not keep a node from starting: it serves what it has.
 fn prefill(
     config: &NodeConfig,
     disks: &[Disk],
     logs: &mut [LogAtStart],
+    wanted: usize,
     jobs: &JobQueue,
 ) -> Result<(), StartError> {
-    let wanted = config.prefill_bytes.div_ceil(config.segment_bytes * logs.len() as u64);
-    let wanted = usize::try_from(wanted).unwrap_or(usize::MAX).max(FREE_SEGMENTS_MIN);
+    let mut full = Vec::new();
     for disk in disks {
-        let of_disk = logs.iter().filter(|log| log.disk == disk.id());
+        let of_disk = || logs.iter().filter(|log| log.disk == disk.id());
         let missing: usize =
-            of_disk.map(|log| wanted.saturating_sub(log.recovered.free.len())).sum();
-        disk.check_space((missing as u64).saturating_mul(config.segment_bytes))?;
+            of_disk().map(|log| wanted.saturating_sub(log.recovered.free.len())).sum();
+        let space = disk.check_space((missing as u64).saturating_mul(config.segment_bytes));
+        let Err(error) = space else { continue };
+        let has_data = |log: &LogAtStart| !log.recovered.sealed.is_empty();
+        if !of_disk().all(|log| has_data(log) && !log.recovered.free.is_empty()) {
+            return Err(error.into());
+        }
+        tracing::warn!(%error, "the node starts with what is there; writes may be refused");
+        full.push(disk.id());
     }
     let mut waiting = Vec::new();
-    for (place, log) in logs.iter_mut().enumerate() {
+    let fillable = |log: &LogAtStart| !full.contains(&log.disk);
+    for (place, log) in logs.iter_mut().enumerate().filter(|(_, log)| fillable(log)) {
         for _ in log.recovered.free.len()..wanted {
             let (done, outcome) = mpsc::channel();
+            let path = segment_path(&log.dir, log.next_number);
             jobs.fill(FillJob {
-                path: segment_path(&log.dir, log.next_number),
+                path: path.clone(),
                 bytes: config.segment_bytes,
                 urgent: true,
                 done: Box::new(move |filled| {
@@ -389,15 +458,16 @@ fn prefill(
                 }),
             });
             log.next_number += 1;
-            waiting.push((place, outcome));
+            waiting.push((place, path, outcome));
         }
     }
-    for (place, outcome) in waiting {
+    for (place, path, outcome) in waiting {
         let log = &mut logs[place];
         let filled = outcome.recv().map_err(std::io::Error::other)?;
-        let file = filled.map_err(|errno| StartError::Fill { dir: log.dir.clone(), errno })?;
+        let descriptor =
+            filled.map_err(|errno| StartError::Fill { dir: log.dir.clone(), errno })?;
         log.recovered.free.push(log.files.len());
-        log.files.push(file);
+        log.files.push(OpenFile { descriptor, path });
     }
     Ok(())
 }
@@ -465,8 +535,9 @@ struct CoreThread {
     /// Directory of each log, and the number of its next file.
     log_files: Vec<(PathBuf, Arc<AtomicU32>)>,
     /// Files that the ring's table refers to; kept open.
-    files: Vec<OwnedFd>,
+    files: HashMap<FileId, OpenFile>,
     segment_bytes: u64,
+    scrub_bytes_per_s: u64,
     /// What completed and has not been taken in.
     completions: Vec<Completion>,
 }
@@ -481,16 +552,16 @@ impl CoreThread {
         })?;
         let connections = start.settings.connections_max as u32;
         let mut ring = Ring::new(arena, start.listener, start.wake, connections)?;
-        let mut files = Vec::new();
+        let mut files = HashMap::new();
         let mut logs = Vec::new();
         let mut log_files = Vec::new();
         for (index, log) in (0..).zip(start.logs) {
             let places = log
                 .files
                 .iter()
-                .map(|file| ring.add_file(file))
+                .map(|file| ring.add_file(&file.descriptor))
                 .collect::<Result<Vec<FileId>, std::io::Error>>()?;
-            files.extend(log.files);
+            files.extend(places.iter().copied().zip(log.files));
             let identity = LogIdentity {
                 index,
                 disk: log.disk,
@@ -499,7 +570,7 @@ impl CoreThread {
                 boot: start.settings.boot,
             };
             let free = log.recovered.free.clone();
-            let state = log.recovered.into_state(start.config.segment_bytes, |place| places[place]);
+            let state = log.recovered.into_state(|place| places[place]);
             let mut opened = Log::new(identity, state);
             free.into_iter().for_each(|place| opened.add_free(FreeSegment { file: places[place] }));
             logs.push(opened);
@@ -517,6 +588,7 @@ impl CoreThread {
             log_files,
             files,
             segment_bytes: start.config.segment_bytes,
+            scrub_bytes_per_s: start.config.scrub_bytes_per_s,
             completions: Vec::new(),
         };
         // Nothing is served before what was opened anew is durable.
@@ -530,7 +602,12 @@ impl CoreThread {
         let stop = self.read_mail();
         let idle_us = self.core.turn(clock.now(), &mut self.completions);
         for request in self.core.take_requests() {
-            self.request_segment(request);
+            match request {
+                CoreRequest::FillSegment { log } => self.fill_segment(log),
+                CoreRequest::RemoveSegment { file, .. } => self.remove_segment(file),
+                CoreRequest::Merge { log, job } => self.merge_segments(log, job),
+                CoreRequest::Scrub { log, segment } => self.scrub_segment(log, segment),
+            }
         }
         self.counters.publish(&self.core.counters());
         let wait = if stop { Wait::No } else { Wait::UpTo(idle_us) };
@@ -550,6 +627,12 @@ impl CoreThread {
                     let message = self.segment_message(log, outcome);
                     self.core.tell(message);
                 }
+                Told::Merged { log, result } => {
+                    self.core.tell(CoreMessage::Merged { log, result });
+                }
+                Told::Scrubbed { log, result } => {
+                    self.core.tell(CoreMessage::Scrubbed { log, result });
+                }
                 Told::Stop => {
                     self.core.tell(CoreMessage::Stop);
                     stop = true;
@@ -559,13 +642,13 @@ impl CoreThread {
         stop
     }
 
-    fn segment_message(&mut self, log: u32, outcome: Result<OwnedFd, Errno>) -> CoreMessage {
+    fn segment_message(&mut self, log: u32, outcome: Result<OpenFile, Errno>) -> CoreMessage {
         let added = outcome.and_then(|file| {
-            let place = self.core.io_mut().add_file(&file).map_err(|error| {
+            let place = self.core.io_mut().add_file(&file.descriptor).map_err(|error| {
                 tracing::error!(%error, "a segment cannot be taken in");
                 Errno(error.raw_os_error().unwrap_or(libc::EMFILE))
             })?;
-            self.files.push(file);
+            self.files.insert(place, file);
             Ok(place)
         });
         match added {
@@ -574,17 +657,60 @@ impl CoreThread {
         }
     }
 
-    fn request_segment(&mut self, request: CoreRequest) {
-        let CoreRequest::FillSegment { log } = request;
+    fn fill_segment(&mut self, log: u32) {
         let (dir, next_number) = &self.log_files[log as usize];
         let number = next_number.fetch_add(1, Ordering::Relaxed);
         let mailbox = self.mailbox.clone();
+        let path = segment_path(dir, number);
         self.jobs.fill(FillJob {
-            path: segment_path(dir, number),
+            path: path.clone(),
             bytes: self.segment_bytes,
-            urgent: self.core.logs()[log as usize].free_segments() == 0,
-            done: Box::new(move |outcome| mailbox.push(Told::SegmentFilled { log, outcome })),
+            urgent: self.core.logs()[log as usize].free_segments() <= 1,
+            done: Box::new(move |outcome| {
+                let outcome = outcome.map(|descriptor| OpenFile { descriptor, path });
+                mailbox.push(Told::SegmentFilled { log, outcome });
+            }),
         });
+    }
+
+    fn remove_segment(&mut self, file: FileId) {
+        let Some(OpenFile { path, .. }) = self.files.remove(&file) else { return };
+        if let Err(error) = self.core.io_mut().remove_file(file) {
+            tracing::error!(%error, "the ring holds on to the file of a segment");
+        }
+        self.jobs.remove(path);
+    }
+
+    /// Hands a merge to the background, which knows files by their places in a list.
+    fn merge_segments(&mut self, log: u32, mut job: MergeJob) {
+        let mut paths = Vec::with_capacity(job.from.len() + 1);
+        let places = job.from.iter_mut().map(|from| &mut from.file);
+        for place in places.chain(std::iter::once(&mut job.into)) {
+            paths.push(self.path_of(*place));
+            *place = paths.len() - 1;
+        }
+        let mailbox = self.mailbox.clone();
+        self.jobs.merge(MergeTask {
+            job,
+            paths,
+            bytes_per_s: MERGE_BYTES_PER_S,
+            done: Box::new(move |result| mailbox.push(Told::Merged { log, result })),
+        });
+    }
+
+    fn scrub_segment(&mut self, log: u32, mut segment: StoredSegment) {
+        let path = self.path_of(std::mem::take(&mut segment.file));
+        let mailbox = self.mailbox.clone();
+        self.jobs.scrub(ScrubTask {
+            segment,
+            path,
+            bytes_per_s: self.scrub_bytes_per_s,
+            done: Box::new(move |result| mailbox.push(Told::Scrubbed { log, result })),
+        });
+    }
+
+    fn path_of(&self, file: usize) -> PathBuf {
+        self.files[&FileId(file as u32)].path.clone()
     }
 
     fn run(&mut self, clock: &Clock) {
@@ -636,6 +762,10 @@ mod tests {
         assert!(refusal(|config| config.segment_bytes = 5 << 30).starts_with("segment-bytes"));
         assert!(refusal(|config| config.segment_bytes += 1).starts_with("segment-bytes"));
         assert!(refusal(|config| config.connections_per_core_max = 0).starts_with("connections"));
+        assert!(refusal(|config| config.retention_s = u64::MAX).starts_with("retention-s"));
+        assert!(refusal(|config| config.merge_after_s = u64::MAX).starts_with("merge-after-s"));
+        assert!(refusal(|config| config.scrub_period_s = u64::MAX).starts_with("scrub-period-s"));
+        assert!(refusal(|config| config.scrub_bytes_per_s = 0).starts_with("scrub-bytes-per-s"));
         assert!(refusal(|config| config.listen.set_port(u16::MAX)).starts_with("listen"));
     }
 }

@@ -82,3 +82,35 @@ fn broken_connections_make_no_duplicates() {
     }
     assert!(duplicates > 0, "repetitions were recognised");
 }
+
+#[test]
+fn trimmed_records_leave_and_all_others_stay() {
+    let mut sum = Outcome::default();
+    for seed in seeds(60) {
+        let history = History {
+            batches: 400,
+            trims: 4,
+            keeper: seed % 2 == 1,
+            crash_every: 600,
+            broken_connections: 300,
+            ..History::calm(seed)
+        };
+        let outcome = check(&history);
+        sum.released += outcome.released;
+        sum.trims += outcome.trims;
+        sum.bytes_copied += outcome.bytes_copied;
+        sum.bytes_scrubbed += outcome.bytes_scrubbed;
+    }
+    assert!(sum.released > 200 && sum.trims > 1000, "{sum:?}");
+    assert!(sum.bytes_copied > 1 << 20 && sum.bytes_scrubbed > 1 << 20, "{sum:?}");
+}
+
+#[test]
+fn a_crash_at_every_operation_of_a_trim_is_survived() {
+    let calm = History { batches: 250, trims: 4, keeper: true, ..History::calm(11) };
+    let whole = check(&calm);
+    assert!(whole.released > 3 && whole.bytes_copied > 0, "{whole:?}");
+    for operation in (1..whole.operations).step_by(31) {
+        check(&History { crash_at: Some(operation), ..calm });
+    }
+}

@@ -65,7 +65,7 @@ struct RawConfig {
     segment_bytes: Option<Size>,
 
     /// Zero-filled segments to have ready before serving, over all disks, in bytes or with a
-    /// unit: from 0; two segments a core and disk at least, whatever is said [default: 1GiB]
+    /// unit: from 0; three segments a core and disk at least, whatever is said [default: 1GiB]
     #[arg(long, env = "THALWEG_PREFILL_BYTES", value_name = "SIZE")]
     prefill_bytes: Option<Size>,
 
@@ -74,6 +74,27 @@ struct RawConfig {
     /// [default: true]
     #[arg(long, env = "THALWEG_STANDALONE", value_name = "BOOL")]
     standalone: Option<bool>,
+
+    /// Seconds that a node which is its own controller keeps records, 1 to 31536000 (365 days), or
+    /// 0 for ever. Space is given back by whole segments: some records are kept for longer
+    /// [default: 0]
+    #[arg(long, env = "THALWEG_RETENTION_S", value_name = "SECONDS")]
+    retention_s: Option<u64>,
+
+    /// Seconds for which a segment has been nearly empty when what is kept of it is copied forward,
+    /// 0 to 31536000 [default: 60]
+    #[arg(long, env = "THALWEG_MERGE_AFTER_S", value_name = "SECONDS")]
+    merge_after_s: Option<u64>,
+
+    /// Seconds in which everything stored is read and checked once, 1 to 31536000, or 0 for never
+    /// [default: 604800]
+    #[arg(long, env = "THALWEG_SCRUB_PERIOD_S", value_name = "SECONDS")]
+    scrub_period_s: Option<u64>,
+
+    /// Rate at which that reads each log at most, in bytes a second or with a unit: from 1
+    /// [default: 32MiB]
+    #[arg(long, env = "THALWEG_SCRUB_BYTES_PER_S", value_name = "SIZE")]
+    scrub_bytes_per_s: Option<Size>,
 
     /// Rate below which the sender of a frame is cut off, in bytes a second or with a unit: from
     /// 1; every frame has one second at least [default: 64KiB]
@@ -153,6 +174,10 @@ impl RawConfig {
             segment_bytes: self.segment_bytes.or(below.segment_bytes),
             prefill_bytes: self.prefill_bytes.or(below.prefill_bytes),
             standalone: self.standalone.or(below.standalone),
+            retention_s: self.retention_s.or(below.retention_s),
+            merge_after_s: self.merge_after_s.or(below.merge_after_s),
+            scrub_period_s: self.scrub_period_s.or(below.scrub_period_s),
+            scrub_bytes_per_s: self.scrub_bytes_per_s.or(below.scrub_bytes_per_s),
             min_frame_bytes_per_s: self.min_frame_bytes_per_s.or(below.min_frame_bytes_per_s),
             connections_per_core_max: self
                 .connections_per_core_max
@@ -173,6 +198,10 @@ impl RawConfig {
             segment_bytes: bytes(self.segment_bytes, default.segment_bytes),
             prefill_bytes: bytes(self.prefill_bytes, default.prefill_bytes),
             standalone: self.standalone.unwrap_or(default.standalone),
+            retention_s: self.retention_s.unwrap_or(default.retention_s),
+            merge_after_s: self.merge_after_s.unwrap_or(default.merge_after_s),
+            scrub_period_s: self.scrub_period_s.unwrap_or(default.scrub_period_s),
+            scrub_bytes_per_s: bytes(self.scrub_bytes_per_s, default.scrub_bytes_per_s),
             min_frame_bytes_per_s: bytes(self.min_frame_bytes_per_s, default.min_frame_bytes_per_s),
             connections_per_core_max: self
                 .connections_per_core_max
@@ -228,6 +257,10 @@ mod tests {
             ("segment-bytes", Size(default.segment_bytes).to_string()),
             ("prefill-bytes", Size(default.prefill_bytes).to_string()),
             ("standalone", default.standalone.to_string()),
+            ("retention-s", default.retention_s.to_string()),
+            ("merge-after-s", default.merge_after_s.to_string()),
+            ("scrub-period-s", default.scrub_period_s.to_string()),
+            ("scrub-bytes-per-s", Size(default.scrub_bytes_per_s).to_string()),
             ("min-frame-bytes-per-s", Size(default.min_frame_bytes_per_s).to_string()),
             ("connections-per-core-max", default.connections_per_core_max.to_string()),
         ] {
@@ -242,7 +275,8 @@ mod tests {
         let (_dir, path) = file(concat!(
             "data_dirs = ['/a', '/b']\nlisten = '[::1]:9000'\ncores = 3\n",
             "memory_bytes = '2GiB'\nsegment_bytes = 67108864\nprefill_bytes = 0\n",
-            "standalone = false\nmin_frame_bytes_per_s = '1MiB'\n",
+            "standalone = false\nretention_s = 60\nmerge_after_s = 5\nscrub_period_s = 0\n",
+            "scrub_bytes_per_s = '1MiB'\nmin_frame_bytes_per_s = '1MiB'\n",
             "connections_per_core_max = 17\nlog = 'debug'\n",
         ));
         let found = flags(&["--config", &path]).into_config().unwrap();
@@ -254,6 +288,10 @@ mod tests {
             segment_bytes: 64 << 20,
             prefill_bytes: 0,
             standalone: false,
+            retention_s: 60,
+            merge_after_s: 5,
+            scrub_period_s: 0,
+            scrub_bytes_per_s: 1 << 20,
             min_frame_bytes_per_s: 1 << 20,
             connections_per_core_max: 17,
         };

@@ -1,6 +1,6 @@
 //! A log's files as recovery reads them, on glommio.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use glommio::io::{DmaFile, OpenOptions};
 
@@ -27,16 +27,27 @@ impl GlommioFiles {
             tracing::error!(%error, "a log's segments cannot be listed");
             Errno::IO
         })?;
-        let mut files = Vec::with_capacity(found.len());
-        for file in found {
+        let paths: Vec<PathBuf> = found.into_iter().map(|file| file.path).collect();
+        GlommioFiles::open_paths(&paths).await
+    }
+
+    /// Opens these files; a file's place among them is its name.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub async fn open_paths(paths: &[PathBuf]) -> Result<GlommioFiles, Errno> {
+        let mut files = Vec::with_capacity(paths.len());
+        for path in paths {
             let mut options = OpenOptions::new();
             options.read(true).write(true);
-            files.push((options.dma_open(&file.path).await.map_err(errno_of)?, file.bytes));
+            let file = options.dma_open(path).await.map_err(errno_of)?;
+            let bytes = file.file_size().await.map_err(errno_of)?;
+            files.push((file, bytes));
         }
         Ok(GlommioFiles { files })
     }
 
-    async fn close(self) {
+    pub(super) async fn close(self) {
         for (file, _) in self.files {
             let _ = file.close().await;
         }

@@ -1,11 +1,13 @@
 //! Background I/O on glommio: an executor of its own on a thread of its own, so that it cannot
-//! hurt commits. Recovery and zero-filling run in task queues with shares.
+//! hurt commits. Recovery, zero-filling, removal and upkeep run in task queues with shares.
 //!
 //! Jobs come through a queue, results go back through the cores' mailboxes. A socket pair wakes
 //! the executor: it does not poll, so that an idle node stays idle.
 
 mod files;
 mod fill;
+mod remove;
+mod upkeep;
 
 use std::io::Write;
 use std::os::fd::OwnedFd;
@@ -23,6 +25,7 @@ use crate::io::wake::adopt;
 use crate::log::recovery::{RecoveredLog, RecoveryError};
 
 pub use files::GlommioFiles;
+pub use upkeep::{MergeTask, ScrubTask};
 
 /// Reads a log after whatever ended it.
 pub struct RecoverJob {
@@ -53,6 +56,9 @@ pub struct FillJob {
 enum Job {
     Recover(RecoverJob),
     Fill(FillJob),
+    Remove(PathBuf),
+    Merge(MergeTask),
+    Scrub(ScrubTask),
     Stop,
 }
 
@@ -71,6 +77,21 @@ impl JobQueue {
     /// Fills a segment.
     pub fn fill(&self, job: FillJob) {
         self.push(Job::Fill(job));
+    }
+
+    /// Removes the file of a segment, gently.
+    pub fn remove(&self, path: PathBuf) {
+        self.push(Job::Remove(path));
+    }
+
+    /// Merges segments.
+    pub fn merge(&self, task: MergeTask) {
+        self.push(Job::Merge(task));
+    }
+
+    /// Scrubs a segment.
+    pub fn scrub(&self, task: ScrubTask) {
+        self.push(Job::Scrub(task));
     }
 
     fn push(&self, job: Job) {
@@ -145,6 +166,10 @@ async fn serve(jobs: Receiver<Job>, woken: StdUnixStream) {
         Latency::NotImportant,
         "zero-fill",
     );
+    let removing =
+        glommio::executor().create_task_queue(Shares::Static(50), Latency::NotImportant, "remove");
+    let upkeep =
+        glommio::executor().create_task_queue(Shares::Static(50), Latency::NotImportant, "upkeep");
     let mut woken = adopt(woken);
     let mut bytes = [0; 256];
     loop {
@@ -156,6 +181,18 @@ async fn serve(jobs: Receiver<Job>, woken: StdUnixStream) {
                 }
                 Job::Fill(job) => {
                     let task = glommio::spawn_local_into(fill::fill(job), filling);
+                    task.expect("the queue was just made").detach();
+                }
+                Job::Remove(path) => {
+                    let task = glommio::spawn_local_into(remove::remove(path), removing);
+                    task.expect("the queue was just made").detach();
+                }
+                Job::Merge(task) => {
+                    let task = glommio::spawn_local_into(upkeep::merge(task), upkeep);
+                    task.expect("the queue was just made").detach();
+                }
+                Job::Scrub(task) => {
+                    let task = glommio::spawn_local_into(upkeep::scrub(task), upkeep);
                     task.expect("the queue was just made").detach();
                 }
                 Job::Stop => return,

@@ -137,7 +137,7 @@ impl<I: Io> Core<I> {
         charged_bytes: u64,
     ) -> Result<Admitted, Refusal> {
         let log = &mut self.logs[place.log as usize];
-        log.reserve(&mut self.io, piece.bytes as usize, placement)?;
+        log.reserve_batch(&mut self.io, piece.bytes as usize, placement)?;
         if let Some(buckets) = &mut self.shards.at_mut(shard).buckets {
             buckets.bytes.take(charged_bytes);
             buckets.records.take(u64::from(header.records));

@@ -17,12 +17,8 @@ use super::connection::ConnectionKey;
 use super::machine::Core;
 use super::shard::{Buckets, ExtentPlace, Shard, range_of};
 use crate::io::{Io, Piece};
-use crate::log::extent::{
-    EXTENT_END_BYTES, EXTENT_TRIM_BYTES, ExtentEnd, ExtentRecord, ExtentTrim, Producers,
-    RECORD_BYTES_MAX,
-};
+use crate::log::extent::{EXTENT_END_BYTES, ExtentEnd, ExtentRecord, Producers, RECORD_BYTES_MAX};
 use crate::log::format::FrameKind as LogFrameKind;
-use crate::log::segments::Placement;
 
 /// What a command came to: the log and position its answer waits for, the answer's content.
 struct Obeyed {
@@ -176,12 +172,13 @@ impl<I: Io> Core<I> {
         record.state = ExtentState::Sealed;
         record.producers = Producers::default();
         let now_us = self.time.now_us;
-        let shard = self.shards.at_mut(shard);
-        shard.extents.push(opened.0);
+        let chain = self.shards.at_mut(shard);
+        chain.extents.push(opened.0);
         if !same_limits {
             // Other limits start with an empty bucket: no burst for free.
-            shard.buckets = open.limits.as_ref().map(|limits| Buckets::empty(limits, now_us));
+            chain.buckets = open.limits.as_ref().map(|limits| Buckets::empty(limits, now_us));
         }
+        self.forget_extents(shard);
         Ok(opened)
     }
 
@@ -194,7 +191,7 @@ impl<I: Io> Core<I> {
     ) -> Result<(ExtentPlace, Lsn), Refusal> {
         let boot = self.settings.boot;
         let target = &mut self.logs[log as usize];
-        target.reserve(&mut self.io, RECORD_BYTES_MAX, Placement::Copied)?;
+        target.reserve_record(&mut self.io, RECORD_BYTES_MAX)?;
         let record = ExtentRecord {
             number: 0,
             open,
@@ -272,7 +269,7 @@ impl<I: Io> Core<I> {
         end: Offset,
     ) -> Result<Lsn, Refusal> {
         let log = &mut self.logs[place.log as usize];
-        log.reserve(&mut self.io, EXTENT_END_BYTES, Placement::Copied)?;
+        log.reserve_record(&mut self.io, EXTENT_END_BYTES)?;
         let record = &mut log.extent_mut(place.number).record;
         (record.state, record.recovery_epoch, record.end) = (state, recovery_epoch, end);
         let payload = ExtentEnd { state, recovery_epoch, end }.encode();
@@ -285,21 +282,22 @@ impl<I: Io> Core<I> {
         if trim.first_kept > committed {
             return Err(Refusal::new(ErrorCode::BeyondEnd, committed.0));
         }
-        let mut last = None;
         for place in self.shards.at(shard).extents.clone() {
-            let log = &mut self.logs[place.log as usize];
-            let record = &log.extent(place.number).record;
-            let first_kept = trim.first_kept.min(record.end);
-            if first_kept > record.first_kept {
-                log.reserve(&mut self.io, EXTENT_TRIM_BYTES, Placement::Copied)?;
-                log.extent_mut(place.number).record.first_kept = first_kept;
-                let payload = ExtentTrim { first_kept }.encode();
-                log.append_record(&mut self.io, LogFrameKind::Trim, place.number, &payload);
-            }
-            last = Some((place, log.appended()));
+            self.logs[place.log as usize].trim(&mut self.io, place.number, trim.first_kept)?;
         }
-        let (place, lsn) = last.expect("a shard has an extent");
-        Ok(self.obeyed(shard, place, lsn))
+        self.forget_extents(shard);
+        let newest = self.shards.at(shard).newest();
+        let lsn = self.logs[newest.log as usize].appended();
+        Ok(self.obeyed(shard, newest, lsn))
+    }
+
+    /// Forgets the extents of a shard that ended and of which nothing is kept, but for the newest.
+    pub(super) fn forget_extents(&mut self, shard: u32) {
+        let (logs, extents) = (&mut self.logs, &mut self.shards.at_mut(shard).extents);
+        let newest = *extents.last().expect("a shard has an extent");
+        extents.retain(|place| {
+            *place == newest || !logs[place.log as usize].forget_extent(place.number)
+        });
     }
 
     /// The extent that a command names, unless a later recovery is under way.

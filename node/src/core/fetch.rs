@@ -7,8 +7,6 @@
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
 
-use thalweg_wire::batch::{BatchHeader, HEADER_BYTES};
-use thalweg_wire::checksum::crc32c;
 use thalweg_wire::codec::align_up;
 use thalweg_wire::control::ExtentState;
 use thalweg_wire::error::{ErrorCode, Refusal};
@@ -24,9 +22,11 @@ use super::shard::ExtentPlace;
 use crate::config::BLOCK_BYTES;
 use crate::io::{BufferId, Errno, FileId, Io, Piece, Token};
 use crate::log::footer::{Footer, Trailer};
-use crate::log::format::{FRAME_HEADER_BYTES, LogFrame};
+use crate::log::format::FRAME_HEADER_BYTES;
 use crate::log::index::Target;
-use crate::log::segments::{Found, Log, Search};
+use crate::log::search::{Found, Search};
+use crate::log::segments::Log;
+use crate::log::stored::check_stored;
 
 /// Batches that lie no further apart than this are read in one operation.
 const READ_GAP_BYTES: u64 = 16 << 10;
@@ -85,6 +85,7 @@ enum State {
 #[derive(Clone, Copy, Debug)]
 struct Read {
     log: u32,
+    file: FileId,
     buffer: BufferId,
     bytes: usize,
     purpose: Purpose,
@@ -455,9 +456,10 @@ impl<I: Io> Core<I> {
     ) -> bool {
         let Some(buffer) = self.allocate_keeping_reserve(bytes) else { return false };
         self.reading[log as usize].bytes += bytes;
+        self.logs[log as usize].begin_read(file);
         let fetch = &mut self.fetches[id as usize];
         let part = fetch.reads.len() as u32;
-        fetch.reads.push(Read { log, buffer, bytes, purpose });
+        fetch.reads.push(Read { log, file, buffer, bytes, purpose });
         fetch.reads_left += 1;
         fetch.state = State::Reads;
         let into = Piece { buffer, start: 0, bytes: bytes as u32 };
@@ -549,6 +551,7 @@ impl<I: Io> Core<I> {
         let read = fetch.reads[part as usize];
         fetch.reads_left -= 1;
         self.reading[read.log as usize].bytes -= read.bytes;
+        self.logs[read.log as usize].end_read(read.file);
         if result != Ok(read.bytes as u32) {
             tracing::error!(?result, bytes = read.bytes, "a read from the log failed");
             fetch.failed = Some(ErrorCode::Corrupt.into());
@@ -563,11 +566,11 @@ impl<I: Io> Core<I> {
             Purpose::Batches => self.finish_fetch(id, Ok(())),
             Purpose::Footer { sequence } => {
                 self.fetches[id as usize].reads.clear();
-                if self.keep_footer(read.log, sequence, read.buffer) {
-                    self.go_on_fetch(id);
+                let intact = self.keep_footer(read.log, sequence, read.buffer);
+                if intact {
+                    self.go_on_fetch(id)
                 } else {
-                    self.io.memory_mut().release(read.buffer);
-                    self.finish_fetch(id, Err(ErrorCode::Corrupt.into()));
+                    self.finish_fetch(id, Err(ErrorCode::Corrupt.into()))
                 }
             }
         }
@@ -575,10 +578,15 @@ impl<I: Io> Core<I> {
 
     /// Checks a footer that was read and keeps it; false when it is damaged.
     fn keep_footer(&mut self, log: u32, sequence: u64, buffer: BufferId) -> bool {
-        let Some(sealed) = self.logs[log as usize].sealed(sequence) else { return false };
+        let Some(sealed) = self.logs[log as usize].sealed(sequence) else {
+            // Released meanwhile: whoever needed it looks again.
+            self.io.memory_mut().release(buffer);
+            return true;
+        };
         let bytes = self.io.memory().bytes(buffer);
         if let Err(fault) = Footer::check(bytes, &sealed.trailer, sealed.base) {
             tracing::error!(log, sequence, %fault, "a segment's footer is damaged");
+            self.io.memory_mut().release(buffer);
             return false;
         }
         let (size, memory) = (bytes.len(), self.io.memory_mut());
@@ -622,16 +630,8 @@ impl<I: Io> Core<I> {
     fn check_part(&self, shard: u32, part: &Part) -> Result<(), Refusal> {
         let location = &part.found.location;
         let bytes = &self.io.memory().bytes(part.buffer)[part.start..];
-        let batch = &bytes[FRAME_HEADER_BYTES..][..location.batch_bytes as usize];
-        let frame = LogFrame::decode(bytes, part.found.sequence, location.lsn);
-        let header = BatchHeader::decode(batch);
-        let intact = frame.is_ok_and(|frame| frame.payload_bytes == location.batch_bytes)
-            && header.is_ok_and(|header| {
-                header.shard == self.shards.at(shard).id
-                    && header.first_offset == location.first_offset
-                    && header.batch_bytes() == batch.len()
-                    && crc32c(&batch[HEADER_BYTES..]) == header.body_crc
-            });
+        let header = check_stored(bytes, part.found.sequence, location);
+        let intact = header.is_some_and(|header| header.shard == self.shards.at(shard).id);
         if intact {
             return Ok(());
         }

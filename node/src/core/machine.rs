@@ -21,10 +21,14 @@ use super::connection::{
 use super::fetch::{Fetch, FooterCache, Reading};
 use super::shard::{Placement, Shards};
 use super::subscribe::Subscriptions;
+use super::upkeep::Upkeep;
 use crate::counters::Counters;
 use crate::io::arena::PAGE_BYTES;
-use crate::io::{BufferId, Completion, ConnectionId, Errno, Io, Piece, Token};
+use crate::io::{BufferId, Completion, ConnectionId, Errno, FileId, Io, Piece, Token};
+use crate::log::merge::{MergeError, MergeJob, Merged};
+use crate::log::scrub::ScrubReport;
 use crate::log::segments::{FreeSegment, Log};
+use crate::log::stored::StoredSegment;
 
 /// Time, as the core is told it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -50,22 +54,52 @@ pub struct CoreSettings {
     pub min_frame_bytes_per_s: u64,
     /// See [`crate::config::NodeConfig`].
     pub connections_max: usize,
-    /// Zero-filled segments that each log should have in wait.
+    /// Segments that each log should have in wait, zero-filled or used before.
     pub free_segments_min: usize,
+    /// Segments that a log keeps in wait at most; the files of others are removed.
+    pub free_segments_max: usize,
+    /// How long records are kept by a node that is its own controller, in milliseconds; for ever
+    /// without.
+    pub retention_ms: Option<u64>,
+    /// For how long a segment has been nearly empty when it is copied forward, in microseconds.
+    pub merge_after_us: u64,
+    /// How often everything stored is read and checked, in microseconds; never without.
+    pub scrub_period_us: Option<u64>,
 }
 
 /// What a core asks of the world outside.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum CoreRequest {
     /// A zero-filled segment for this log of the core.
     FillSegment {
         /// Index of the log in its core.
         log: u32,
     },
+    /// The file of a segment is not needed any more. Nothing is in flight on it.
+    RemoveSegment {
+        /// Index of the log in its core.
+        log: u32,
+        /// The file.
+        file: FileId,
+    },
+    /// Segments of a log to merge. Files in the job are named as [`FileId`] names them.
+    Merge {
+        /// Index of the log in its core.
+        log: u32,
+        /// What to do.
+        job: MergeJob,
+    },
+    /// A segment to read and check; its file is named as [`FileId`] names it.
+    Scrub {
+        /// Index of the log in its core.
+        log: u32,
+        /// The segment.
+        segment: StoredSegment,
+    },
 }
 
 /// What a core is told from outside.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum CoreMessage {
     /// A segment was filled.
     SegmentReady {
@@ -80,6 +114,20 @@ pub enum CoreMessage {
         log: u32,
         /// Why.
         errno: Errno,
+    },
+    /// Segments were merged, or not.
+    Merged {
+        /// Index of the log in its core.
+        log: u32,
+        /// What came of it.
+        result: Result<Merged, MergeError>,
+    },
+    /// A segment was scrubbed.
+    Scrubbed {
+        /// Index of the log in its core.
+        log: u32,
+        /// What was found.
+        result: Result<ScrubReport, Errno>,
     },
     /// The node stops: take nothing more, finish what was taken.
     Stop,
@@ -127,11 +175,12 @@ pub struct Core<I: Io> {
     spare: Vec<ConnectionId>,
     waiting_for_memory: VecDeque<ConnectionKey>,
     large_frames: u32,
-    requests: Vec<CoreRequest>,
+    pub(super) requests: Vec<CoreRequest>,
     fills_requested: Vec<usize>,
     fill_retry_us: Option<u64>,
     /// Since when a log's sync is in flight.
     sync_began_us: Vec<Option<u64>>,
+    pub(super) upkeep: Upkeep,
     next_tick_us: u64,
     /// Whether a tick has something to look after: a frame that is due, a connection that ends.
     watching: bool,
@@ -154,6 +203,7 @@ impl<I: Io> Core<I> {
         }
         let footers = FooterCache::new(io.memory().total_bytes() / 16);
         let count = logs.len();
+        let upkeep = Upkeep::new(&settings, count, time);
         Core {
             io,
             time,
@@ -181,6 +231,7 @@ impl<I: Io> Core<I> {
             fills_requested: vec![0; count],
             fill_retry_us: None,
             sync_began_us: vec![None; count],
+            upkeep,
             next_tick_us: time.now_us,
             watching: false,
             stopping: false,
@@ -280,6 +331,8 @@ impl<I: Io> Core<I> {
                 self.logs[place].set_no_space();
                 self.fill_retry_us = Some(self.time.now_us + NO_SPACE_RETRY_US);
             }
+            CoreMessage::Merged { log, result } => self.merged(log, result),
+            CoreMessage::Scrubbed { log, result } => self.scrubbed(log, result),
             CoreMessage::Stop => self.stopping = true,
         }
     }
@@ -354,6 +407,7 @@ impl<I: Io> Core<I> {
     fn settle(&mut self) {
         for log in 0..self.logs.len() {
             self.acknowledge(log);
+            self.give_back(log);
             self.logs[log].pump(&mut self.io);
             self.note_sync(log as u32);
         }
@@ -697,6 +751,7 @@ impl<I: Io> Core<I> {
             self.fetches_due.pop_first();
             self.fetch_is_due(fetch);
         }
+        self.look_after_segments();
         if !self.watching || self.time.now_us < self.next_tick_us {
             return;
         }
@@ -727,7 +782,8 @@ impl<I: Io> Core<I> {
     fn idle_us(&self) -> u64 {
         let tick = self.watching.then_some(self.next_tick_us);
         let fetch = self.fetches_due.first().map(|(due_us, _)| *due_us);
-        let next = [tick, fetch, self.fill_retry_us].into_iter().flatten().min();
+        let upkeep = Some(self.upkeep.next_us());
+        let next = [tick, fetch, self.fill_retry_us, upkeep].into_iter().flatten().min();
         let until = next.map_or(IDLE_US, |due_us| due_us.saturating_sub(self.time.now_us));
         until.min(IDLE_US)
     }

@@ -2,7 +2,8 @@
 //!
 //! The way of a record: [`connection`] receives a frame, [`ingest`] takes its batches apart,
 //! [`admission`] decides and assigns, the log makes them durable, [`acknowledge`] answers.
-//! [`fetch`] reads back, [`subscribe`] pushes, [`control`] obeys a controller, [`machine`] turns it all.
+//! [`fetch`] reads back, [`subscribe`] pushes, [`control`] obeys a controller,
+//! [`upkeep`] gives space back and has what rests checked, [`machine`] turns it all.
 
 pub mod acknowledge;
 pub mod admission;
@@ -15,3 +16,4 @@ pub mod machine;
 pub mod output;
 pub mod shard;
 pub mod subscribe;
+pub mod upkeep;

@@ -149,6 +149,16 @@ impl Ring {
         Ok(FileId(place))
     }
 
+    /// Takes a file out of the table; nothing is in flight on it.
+    ///
+    /// # Errors
+    /// When the kernel refuses: the place is not used again then.
+    pub fn remove_file(&mut self, file: FileId) -> Result<(), std::io::Error> {
+        self.ring.submitter().register_files_update(file.0, &[-1])?;
+        self.unused_files.push(file.0);
+        Ok(())
+    }
+
     /// Takes no further connections.
     pub fn stop_accepting(&mut self) {
         self.accepting = false;

@@ -70,6 +70,12 @@ impl SimDisk {
         FileId(self.files.borrow().len() as u32 - 1)
     }
 
+    /// Removes a file: its number stays, its content is gone for good.
+    pub fn remove_file(&self, file: FileId) {
+        let file = &mut self.files.borrow_mut()[file.0 as usize];
+        *file = SimFile { live: Vec::new(), durable: Vec::new(), unsynced: Vec::new() };
+    }
+
     /// How many files there are.
     #[must_use]
     pub fn count(&self) -> usize {

@@ -27,6 +27,13 @@ pub struct MalformedRecord {
     what: &'static str,
 }
 
+impl MalformedRecord {
+    /// What is malformed.
+    pub(super) const fn new(what: &'static str) -> MalformedRecord {
+        MalformedRecord { what }
+    }
+}
+
 /// An extent as its log knows it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ExtentRecord {

@@ -214,16 +214,28 @@ impl<'a> Footer<'a> {
         self.directory.as_chunks::<EXTENT_BYTES>().0.iter().map(part)
     }
 
+    /// Batches of a part, their bytes, and the append time of the last.
+    #[must_use]
+    pub fn sums(&self, part: &ExtentPart) -> (u32, u32, u64) {
+        let entries = self.entries_of(part);
+        let bytes = entries.iter().map(|entry| u32_at(entry, 20)).sum();
+        (entries.len() as u32, bytes, entries.last().map_or(0, |entry| u64_at(entry, 8)))
+    }
+
+    fn entries_of(&self, part: &ExtentPart) -> &'a [[u8; ENTRY_BYTES]] {
+        let (all, _) = self.entries.as_chunks::<ENTRY_BYTES>();
+        // A directory that passed its checksum and yet points beyond the entries ends the list.
+        let start = part.first_entry as usize;
+        let end = start.saturating_add(part.entries as usize).min(all.len());
+        all.get(start..end).unwrap_or(&[])
+    }
+
     /// The first batch of an extent that does not lie before the target, and those after it.
     pub fn from(&self, extent: u32, target: Target) -> impl Iterator<Item = Location> + use<'a> {
         let (directory, _) = self.directory.as_chunks::<EXTENT_BYTES>();
         let found = directory.binary_search_by_key(&extent, |bytes| u32_at(bytes, 0));
-        let part = found.ok().map(|place| part(&directory[place]));
-        let entries = part.map_or(0..0, |part| part.first_entry..part.first_entry + part.entries);
-        let (all, _) = self.entries.as_chunks::<ENTRY_BYTES>();
-        // A directory that passed its checksum and yet points beyond the entries ends the list.
-        let range = entries.start as usize..(entries.end as usize).min(all.len());
-        let entries: &'a [[u8; ENTRY_BYTES]] = all.get(range).unwrap_or(&[]);
+        let entries: &'a [[u8; ENTRY_BYTES]] =
+            found.map_or(&[], |place| self.entries_of(&part(&directory[place])));
         let base = self.base;
         let start = entries.partition_point(|bytes| target.is_after(&location(bytes, base)));
         entries[start..].iter().map(move |bytes| location(bytes, base))

@@ -43,12 +43,19 @@ pub enum FrameKind {
     Snapshot = 5,
     /// The snapshot is complete; the payload is the count of its records (u64).
     SnapshotEnd = 6,
+    /// Part of the snapshot: the older segments that count, [`super::retention::SegmentEntry`]s.
+    Segments = 7,
+    /// Segments in which nothing is kept any more: their sequences (u64 each).
+    Release = 8,
+    /// A segment takes the place of others: its [`super::retention::SegmentEntry`] and the
+    /// sequences of those (u64 each), which are released.
+    Merge = 9,
 }
 
 impl FrameKind {
     fn from_number(number: u16) -> Option<FrameKind> {
-        use FrameKind::{Batch, End, Open, Snapshot, SnapshotEnd, Trim};
-        [Batch, Open, End, Trim, Snapshot, SnapshotEnd]
+        use FrameKind::{Batch, End, Merge, Open, Release, Segments, Snapshot, SnapshotEnd, Trim};
+        [Batch, Open, End, Trim, Snapshot, SnapshotEnd, Segments, Release, Merge]
             .into_iter()
             .find(|kind| *kind as u16 == number)
     }
@@ -114,6 +121,16 @@ impl LogFrame {
     /// # Errors
     /// [`FrameFault`].
     pub fn decode(bytes: &[u8], generation: u64, lsn: Lsn) -> Result<LogFrame, FrameFault> {
+        let frame = LogFrame::decode_any(bytes)?;
+        let at_home = frame.generation == generation && frame.lsn == lsn;
+        if at_home { Ok(frame) } else { Err(FrameFault::Foreign) }
+    }
+
+    /// Takes a header apart, of whatever segment and place.
+    ///
+    /// # Errors
+    /// [`FrameFault`].
+    pub fn decode_any(bytes: &[u8]) -> Result<LogFrame, FrameFault> {
         if bytes.len() < FRAME_HEADER_BYTES {
             return Err(FrameFault::Absent);
         }
@@ -123,18 +140,15 @@ impl LogFrame {
         if crc32c(&bytes[..FRAME_CRC_AT]) != u32_at(bytes, FRAME_CRC_AT) {
             return Err(FrameFault::Damaged);
         }
-        if u64_at(bytes, 8) != generation || u64_at(bytes, 24) != lsn.0 {
-            return Err(FrameFault::Foreign);
-        }
-        let kind = FrameKind::from_number(u16_at(bytes, 4)).ok_or(FrameFault::Damaged)?;
         if u16_at(bytes, 6) != FORMAT_VERSION {
             return Err(FrameFault::Foreign);
         }
+        let kind = FrameKind::from_number(u16_at(bytes, 4)).ok_or(FrameFault::Damaged)?;
         Ok(LogFrame {
             kind,
-            generation,
+            generation: u64_at(bytes, 8),
             boot: BootId(u64_at(bytes, 16)),
-            lsn,
+            lsn: Lsn(u64_at(bytes, 24)),
             durable: Lsn(u64_at(bytes, 32)),
             extent: u32_at(bytes, 40),
             payload_bytes: u32_at(bytes, 44),
@@ -202,6 +216,17 @@ impl Superblock {
     }
 }
 
+/// How a segment came about.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u32)]
+pub enum SegmentOrigin {
+    /// The log was appended to it.
+    Appended = 0,
+    /// What was kept of others was copied to it; it has no snapshot, and counts when a frame in
+    /// the log says so.
+    Merged = 1,
+}
+
 /// The first block of a segment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SegmentHeader {
@@ -221,6 +246,8 @@ pub struct SegmentHeader {
     pub segment_bytes: u64,
     /// Start of the node that opened it.
     pub boot: BootId,
+    /// How it came about.
+    pub origin: SegmentOrigin,
 }
 
 impl SegmentHeader {
@@ -230,6 +257,7 @@ impl SegmentHeader {
         let mut bytes = header_block(SEGMENT_MAGIC, SEGMENT_HEADER_BYTES);
         put(&mut bytes, 16, self.disk.0);
         put(&mut bytes, 32, self.log.to_le_bytes());
+        put(&mut bytes, 36, (self.origin as u32).to_le_bytes());
         put(&mut bytes, 40, self.sequence.to_le_bytes());
         put(&mut bytes, 48, self.first_live_sequence.to_le_bytes());
         put(&mut bytes, 56, self.base.0.to_le_bytes());
@@ -255,6 +283,11 @@ impl SegmentHeader {
             previous_end: Lsn(u64_at(bytes, 64)),
             segment_bytes: u64_at(bytes, 72),
             boot: BootId(u64_at(bytes, 80)),
+            origin: match u32_at(bytes, 36) {
+                0 => SegmentOrigin::Appended,
+                1 => SegmentOrigin::Merged,
+                _ => return Err(HeaderFault::Checksum),
+            },
         })
     }
 }
@@ -333,6 +366,7 @@ mod tests {
             previous_end: Lsn(6),
             segment_bytes: 7,
             boot: BootId(8),
+            origin: SegmentOrigin::Merged,
         };
         assert_eq!(Superblock::decode(&superblock.encode()), Ok(superblock));
         assert_eq!(SegmentHeader::decode(&segment.encode()), Ok(segment));

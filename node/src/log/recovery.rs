@@ -17,15 +17,18 @@ use thalweg_wire::batch::Batch;
 use thalweg_wire::checksum::crc32c;
 use thalweg_wire::codec::{align_up, u64_at};
 use thalweg_wire::control::ExtentState;
-use thalweg_wire::ids::{DiskId, Lsn};
+use thalweg_wire::hash_range::HashRange;
+use thalweg_wire::ids::{BootId, DiskId, Lsn};
 use thiserror::Error;
 
 use super::extent::{ExtentEnd, ExtentRecord, ExtentTrim, MalformedRecord};
 use super::footer::{Footer, Trailer, encode_footer};
 use super::format::{
     FRAME_HEADER_BYTES, FrameKind, HeaderFault, LogFrame, SEGMENT_HEADER_BYTES, SegmentHeader,
+    SegmentOrigin,
 };
 use super::index::{Location, SegmentIndex};
+use super::retention::{Held, SegmentEntry, decode_merge, decode_release, dropped_runs, is_gone};
 use super::segments::{Extent, LogState, Run, SEGMENT_BATCHES_MAX, SealedSegment, note_stored};
 use crate::config::BLOCK_BYTES;
 use crate::io::{Errno, FileId};
@@ -126,11 +129,34 @@ pub struct RecoveryReport {
     pub dropped_frames: u64,
 }
 
+/// A segment that counts, with its footer.
+#[derive(Clone, Copy, Debug)]
+pub struct RecoveredSegment {
+    /// Its sequence.
+    pub sequence: u64,
+    /// Its file.
+    pub file: usize,
+    /// Position of its first byte.
+    pub base: Lsn,
+    /// Its last block.
+    pub trailer: Trailer,
+    /// See [`SealedSegment::order`].
+    pub order: u64,
+    /// What is kept in it.
+    pub held: Held,
+}
+
 /// A log's content, with files by their places in [`LogFiles::sizes`].
 #[derive(Debug)]
 pub struct RecoveredLog {
-    /// Whose segments, oldest first: sequence, file, base, trailer.
-    pub sealed: Vec<(u64, usize, Lsn, Trailer)>,
+    /// Highest sequence that any of the files names; 0 without any.
+    pub sequence: u64,
+    /// Base of the next segment.
+    pub next_base: Lsn,
+    /// Where the last segment ends.
+    pub end: Lsn,
+    /// The segments that count, oldest first.
+    pub sealed: Vec<RecoveredSegment>,
     /// Extents by number.
     pub extents: BTreeMap<u32, Extent>,
     /// Files ready to become segments.
@@ -144,17 +170,15 @@ pub struct RecoveredLog {
 impl RecoveredLog {
     /// The state a log goes on from, with files as the ring names them.
     #[must_use]
-    pub fn into_state(self, segment_bytes: u64, file: impl Fn(usize) -> FileId) -> LogState {
-        let Some((sequence, _, base, trailer)) = self.sealed.last().copied() else {
-            return LogState::empty();
-        };
-        let sealed = self.sealed.iter().map(|(sequence, place, base, trailer)| {
-            (*sequence, SealedSegment { file: file(*place), base: *base, trailer: *trailer })
+    pub fn into_state(self, file: impl Fn(usize) -> FileId) -> LogState {
+        let sealed = self.sealed.iter().map(|segment| {
+            let RecoveredSegment { sequence, base, trailer, order, held, .. } = *segment;
+            (sequence, SealedSegment { file: file(segment.file), base, trailer, order, held })
         });
         LogState {
-            sequence,
-            next_base: Lsn(base.0 + segment_bytes),
-            end: trailer.end,
+            sequence: self.sequence,
+            next_base: self.next_base,
+            end: self.end,
             sealed: sealed.collect(),
             extents: self.extents,
         }
@@ -173,42 +197,77 @@ pub async fn recover(
     segment_bytes: u64,
 ) -> Result<RecoveredLog, RecoveryError> {
     let mut inventory = take_inventory(files, disk, log, segment_bytes).await?;
-    let mut report = RecoveryReport::default();
-    let mut extents = BTreeMap::new();
-    let mut scanned = None;
-    while let Some((sequence, segment)) = inventory.segments.pop_last() {
-        match scan(files, &segment, true).await? {
-            Some(scan) => {
-                scanned = Some((sequence, segment, scan));
-                break;
-            }
-            // Its beginning never became durable, so nothing in it was acked.
-            None => inventory.blank(files, segment.file).await?,
-        }
-    }
-    let mut sealed = seal_older(files, &inventory, scanned.as_ref()).await?;
-    if let Some((sequence, segment, scan)) = scanned {
-        let (trailer, _) = write_footer(files, &segment, &scan.index, scan.end).await?;
-        report = scan.report;
-        extents = scan.extents;
-        sealed.push((sequence, segment.file, segment.header.base, trailer));
-    }
-    report.segments = sealed.len() as u64;
+    let highest = inventory.segments.values().map(|segment| segment.header);
+    let (sequence, next_base) = highest.fold((0, Lsn(0)), |(sequence, base), header| {
+        (sequence.max(header.sequence), base.max(Lsn(header.base.0 + segment_bytes)))
+    });
     let mut recovered = RecoveredLog {
-        sealed,
+        sequence,
+        next_base,
+        end: Lsn(0),
+        sealed: Vec::new(),
         extents: BTreeMap::new(),
-        free: inventory.free,
-        unfinished: inventory.unfinished,
-        report,
+        free: Vec::new(),
+        unfinished: std::mem::take(&mut inventory.unfinished),
+        report: RecoveryReport::default(),
     };
-    recovered.extents = with_runs(files, &recovered.sealed, extents).await?;
+    while let Some((sequence, segment)) = inventory.take_newest() {
+        let Some(scan) = scan(files, &segment, true).await? else {
+            // Its beginning never became durable, so nothing in it was acked.
+            inventory.blank(files, segment.file).await?;
+            continue;
+        };
+        let entries = counting_segments(&segment, &scan, &inventory)?;
+        recovered.sealed = seal_older(files, &mut inventory, &entries).await?;
+        let (trailer, _) = write_footer(files, &segment, &scan.index, scan.end).await?;
+        recovered.sealed.push(segment.with_footer(trailer, sequence));
+        recovered.sealed.sort_unstable_by_key(|segment| segment.sequence);
+        recovered.end = scan.end;
+        recovered.report = scan.report;
+        recovered.report.segments = recovered.sealed.len() as u64;
+        recovered.extents = with_runs(files, &mut recovered.sealed, scan.extents).await?;
+        break;
+    }
+    // Whatever has a header and does not count was released.
+    recovered.free = inventory.free;
+    recovered.free.extend(inventory.segments.values().map(|segment| segment.file));
     Ok(recovered)
+}
+
+/// The segments before the scanned one that count, each with its end: as the scanned one lists
+/// them, or, where it has no list, all from the first that its header names.
+fn counting_segments(
+    scanned: &Segment,
+    scan: &Scan,
+    inventory: &Inventory,
+) -> Result<Vec<SegmentEntry>, RecoveryError> {
+    let header = &scanned.header;
+    if let Some(listed) = &scan.segments {
+        return Ok(listed.values().copied().collect());
+    }
+    let mut entries = Vec::new();
+    let mut end = header.previous_end;
+    for sequence in (header.first_live_sequence..header.sequence).rev() {
+        let segment = inventory.segments.get(&sequence);
+        let segment = segment.ok_or(RecoveryError::Missing { sequence })?;
+        entries.push(SegmentEntry { sequence, end, order: sequence });
+        end = segment.header.previous_end;
+    }
+    entries.reverse();
+    Ok(entries)
 }
 
 #[derive(Clone, Copy)]
 struct Segment {
     file: usize,
     header: SegmentHeader,
+}
+
+impl Segment {
+    fn with_footer(&self, trailer: Trailer, order: u64) -> RecoveredSegment {
+        let (sequence, base) = (self.header.sequence, self.header.base);
+        RecoveredSegment { sequence, file: self.file, base, trailer, order, held: Held::default() }
+    }
 }
 
 struct Inventory {
@@ -218,6 +277,13 @@ struct Inventory {
 }
 
 impl Inventory {
+    /// The segment that the log was appended to last.
+    fn take_newest(&mut self) -> Option<(u64, Segment)> {
+        let mut appended = self.segments.iter().rev();
+        let newest = appended.find(|(_, segment)| segment.header.origin == SegmentOrigin::Appended);
+        self.segments.remove_entry(&newest.map(|(sequence, _)| *sequence)?)
+    }
+
     /// Makes a file whose header never counted a free one.
     async fn blank(&mut self, files: &impl LogFiles, file: usize) -> Result<(), RecoveryError> {
         files.write(file, 0, &aligned_zeroes(SEGMENT_HEADER_BYTES)).await?;
@@ -261,70 +327,52 @@ async fn take_inventory(
             Err(_) => torn.push(file),
         }
     }
-    let first_live = inventory
-        .segments
-        .last_key_value()
-        .map_or(0, |(_, newest)| newest.header.first_live_sequence);
-    let live = inventory.segments.split_off(&first_live);
-    inventory.free.extend(inventory.segments.values().map(|segment| segment.file));
-    inventory.segments = live;
-    let mut expected = first_live;
-    for sequence in inventory.segments.keys() {
-        if *sequence != expected {
-            return Err(RecoveryError::Missing { sequence: expected });
-        }
-        expected += 1;
-    }
+    let newest = inventory.segments.last_key_value().map_or(0, |(sequence, _)| *sequence);
     for file in torn {
-        refuse_if_it_counted(files, file, expected, &inventory, segment_bytes).await?;
+        refuse_if_it_counted(files, file, newest, segment_bytes).await?;
         inventory.blank(files, file).await?;
     }
     Ok(inventory)
 }
 
 /// A header that was being written when the node died is as good as none, but one that was
-/// damaged later is not: then frames behind it name positions of this very segment as durable.
+/// damaged later is not: then frames behind it, of a segment after the newest that has a header,
+/// name positions of this very segment as durable.
 async fn refuse_if_it_counted(
     files: &impl LogFiles,
     file: usize,
-    sequence: u64,
-    inventory: &Inventory,
+    newest: u64,
     segment_bytes: u64,
 ) -> Result<(), RecoveryError> {
-    let base = inventory
-        .segments
-        .last_key_value()
-        .map_or(Lsn(0), |(_, last)| Lsn(last.header.base.0 + segment_bytes));
-    let behind =
-        frames_behind(files, file, sequence, base, SEGMENT_HEADER_BYTES as u64, segment_bytes)
-            .await?;
-    match behind.durable {
-        Some(durable) if durable > base => {
-            Err(RecoveryError::Corrupt { sequence, at: base, durable })
+    let mut refused = Ok(());
+    each_block(files, file, SEGMENT_HEADER_BYTES as u64, segment_bytes, |position, block| {
+        let Ok(frame) = LogFrame::decode_any(block) else { return };
+        let base = Lsn(frame.lsn.0.saturating_sub(position));
+        if frame.generation > newest && frame.durable > base {
+            let (sequence, durable) = (frame.generation, frame.durable);
+            refused = Err(RecoveryError::Corrupt { sequence, at: base, durable });
         }
-        _ => Ok(()),
-    }
+    })
+    .await?;
+    refused
 }
 
-/// Footers of all segments before the scanned one; a damaged footer is made anew from its
-/// segment.
+/// Footers of the segments that count before the scanned one, which leave the inventory; a
+/// damaged footer is made anew from its segment.
 async fn seal_older(
     files: &impl LogFiles,
-    inventory: &Inventory,
-    scanned: Option<&(u64, Segment, Scan)>,
-) -> Result<Vec<(u64, usize, Lsn, Trailer)>, RecoveryError> {
+    inventory: &mut Inventory,
+    entries: &[SegmentEntry],
+) -> Result<Vec<RecoveredSegment>, RecoveryError> {
     let mut sealed = Vec::new();
-    let headers: Vec<(u64, Segment)> =
-        inventory.segments.iter().map(|(sequence, segment)| (*sequence, *segment)).collect();
-    for (place, (sequence, segment)) in headers.iter().enumerate() {
-        let next = headers.get(place + 1).map(|(_, next)| next.header);
-        let next = next.or(scanned.map(|(_, segment, _)| segment.header));
-        let end = next.map(|next| next.previous_end);
-        let trailer = match read_footer(files, segment).await? {
-            Some((trailer, _)) if Some(trailer.end) == end => trailer,
-            _ => rebuild_footer(files, segment, end).await?,
+    for SegmentEntry { sequence, end, order } in entries.iter().copied() {
+        let segment = inventory.segments.remove(&sequence);
+        let segment = segment.ok_or(RecoveryError::Missing { sequence })?;
+        let trailer = match read_footer(files, &segment).await? {
+            Some((trailer, _)) if trailer.end == end => trailer,
+            _ => rebuild_footer(files, &segment, end).await?,
         };
-        sealed.push((*sequence, segment.file, segment.header.base, trailer));
+        sealed.push(segment.with_footer(trailer, order));
     }
     Ok(sealed)
 }
@@ -351,13 +399,13 @@ async fn read_footer(
 async fn rebuild_footer(
     files: &impl LogFiles,
     segment: &Segment,
-    end: Option<Lsn>,
+    end: Lsn,
 ) -> Result<Trailer, RecoveryError> {
     let sequence = segment.header.sequence;
     let at = segment.header.base;
     let scan = scan(files, segment, false).await?;
-    let scan = scan.ok_or(RecoveryError::Corrupt { sequence, at, durable: end.unwrap_or(at) })?;
-    if let Some(end) = end.filter(|end| *end != scan.end) {
+    let scan = scan.ok_or(RecoveryError::Corrupt { sequence, at, durable: end })?;
+    if end != scan.end {
         return Err(RecoveryError::Corrupt { sequence, at: scan.end, durable: end });
     }
     Ok(write_footer(files, segment, &scan.index, scan.end).await?.0)
@@ -380,40 +428,72 @@ async fn write_footer(
     Ok((trailer.expect("as made"), footer))
 }
 
-/// The extents with the segments that hold their batches.
+/// The extents with the segments that hold their batches; what is kept in each segment.
 async fn with_runs(
     files: &impl LogFiles,
-    sealed: &[(u64, usize, Lsn, Trailer)],
+    sealed: &mut [RecoveredSegment],
     records: BTreeMap<u32, ExtentRecord>,
 ) -> Result<BTreeMap<u32, Extent>, RecoveryError> {
     let mut extents: BTreeMap<u32, Extent> = records
         .into_iter()
         .map(|(number, record)| (number, Extent { record, runs: Vec::new() }))
         .collect();
-    for (sequence, file, base, trailer) in sealed {
+    for segment in &mut *sealed {
+        let RecoveredSegment { sequence, file, base, trailer, .. } = *segment;
         let length = align_up(trailer.body_bytes(), BLOCK_BYTES) as usize;
         if length == 0 {
             continue;
         }
-        let bytes = files.read(*file, trailer.footer_at, length).await?;
-        let footer = Footer::check(&bytes, trailer, *base).map_err(|fault| {
-            RecoveryError::Contradiction { sequence: *sequence, at: *base, what: fault.to_string() }
+        let bytes = files.read(file, trailer.footer_at, length).await?;
+        let footer = Footer::check(&bytes, &trailer, base).map_err(|fault| {
+            RecoveryError::Contradiction { sequence, at: base, what: fault.to_string() }
         })?;
         for part in footer.parts() {
-            if let Some(extent) = extents.get_mut(&part.extent) {
-                extent.runs.push(Run {
-                    sequence: *sequence,
-                    first_offset: part.first_offset,
-                    first_time_ms: part.first_time_ms,
-                });
-            }
+            let (batches, bytes, last_time_ms) = footer.sums(&part);
+            segment.held.last_time_ms = segment.held.last_time_ms.max(last_time_ms);
+            let Some(extent) = extents.get_mut(&part.extent) else { continue };
+            extent.runs.push(Run {
+                sequence,
+                first_offset: part.first_offset,
+                first_time_ms: part.first_time_ms,
+                batches,
+                bytes,
+            });
+        }
+    }
+    for extent in extents.values_mut() {
+        extent.runs.sort_unstable_by_key(|run| run.first_offset);
+        extent.runs.drain(..dropped_runs(extent));
+    }
+    forget_gone(&mut extents);
+    for extent in extents.values() {
+        for run in &extent.runs {
+            let place = sealed.binary_search_by_key(&run.sequence, |segment| segment.sequence);
+            let held = &mut sealed[place.expect("runs come from these segments")].held;
+            held.take_in(run);
         }
     }
     Ok(extents)
 }
 
+/// Extents that ended and of which nothing is kept are forgotten, but for a shard's newest.
+fn forget_gone(extents: &mut BTreeMap<u32, Extent>) {
+    let mut newest = BTreeMap::new();
+    for extent in extents.values() {
+        let id = extent.record.open.extent;
+        let epoch = newest.entry(id.shard).or_insert(id.epoch);
+        *epoch = id.epoch.max(*epoch);
+    }
+    extents.retain(|_, extent| {
+        let id = extent.record.open.extent;
+        newest[&id.shard] == id.epoch || !is_gone(extent)
+    });
+}
+
 struct Scan {
     extents: BTreeMap<u32, ExtentRecord>,
+    /// The older segments that count, with their ends, if the snapshot lists them.
+    segments: Option<BTreeMap<u64, SegmentEntry>>,
     index: SegmentIndex,
     end: Lsn,
     report: RecoveryReport,
@@ -430,9 +510,13 @@ async fn scan(
     let mut state = ScanState {
         sequence: header.sequence,
         base: header.base,
+        boot: header.boot,
         extents: BTreeMap::new(),
+        segments: None,
         index: SegmentIndex::new(SEGMENT_BATCHES_MAX),
-        snapshot_complete: false,
+        // A merged segment has none.
+        snapshot_complete: header.origin == SegmentOrigin::Merged,
+        origin: header.origin,
         report: RecoveryReport::default(),
     };
     let mut position = SEGMENT_HEADER_BYTES as u64;
@@ -452,15 +536,7 @@ async fn scan(
         }
     }
     let end = Lsn(header.base.0 + position);
-    let behind = frames_behind(
-        files,
-        segment.file,
-        header.sequence,
-        header.base,
-        position,
-        header.segment_bytes,
-    )
-    .await?;
+    let behind = frames_behind(files, segment, position).await?;
     if let Some(durable) = behind.durable.filter(|durable| is_last && *durable > end) {
         return Err(RecoveryError::Corrupt { sequence: header.sequence, at: end, durable });
     }
@@ -468,7 +544,8 @@ async fn scan(
     if !state.snapshot_complete {
         return Ok(None);
     }
-    Ok(Some(Scan { extents: state.extents, index: state.index, end, report: state.report }))
+    let ScanState { extents, segments, index, report, .. } = state;
+    Ok(Some(Scan { extents, segments, index, end, report }))
 }
 
 enum Step {
@@ -481,9 +558,12 @@ enum Step {
 struct ScanState {
     sequence: u64,
     base: Lsn,
+    boot: BootId,
     extents: BTreeMap<u32, ExtentRecord>,
+    segments: Option<BTreeMap<u64, SegmentEntry>>,
     index: SegmentIndex,
     snapshot_complete: bool,
+    origin: SegmentOrigin,
     report: RecoveryReport,
 }
 
@@ -506,6 +586,8 @@ impl ScanState {
             let lsn = Lsn(self.base.0 + position);
             let frame = LogFrame::decode(rest, self.sequence, lsn)
                 .ok()
+                // A segment is one start's: an attempt before it may have had its sequence.
+                .filter(|frame| frame.boot == self.boot)
                 .filter(|frame| position + frame.padded_bytes() <= segment_bytes);
             let Some(frame) = frame else {
                 // Behind the last frame of a unit there are zeroes to the end of the block.
@@ -547,19 +629,24 @@ impl ScanState {
     }
 
     fn apply_batch(&mut self, frame: &LogFrame, payload: &[u8]) -> Result<bool, RecoveryError> {
-        let Some(record) = self.extents.get_mut(&frame.extent) else {
+        let merged = self.origin == SegmentOrigin::Merged;
+        let record = self.extents.get_mut(&frame.extent);
+        if record.is_none() && !merged {
             return Err(self.contradiction(frame, "a batch of an extent that was not opened"));
-        };
-        let Ok(batch) = Batch::check(payload, &record.open.range) else { return Ok(false) };
-        let header = batch.header;
-        let of_extent = header.shard == record.open.extent.shard
-            && header.epoch == record.open.extent.epoch
-            && header.first_offset == record.end
-            && header.batch_bytes() == payload.len();
-        if !of_extent {
-            return Err(self.contradiction(frame, "a batch that does not follow its extent"));
         }
-        note_stored(record, &header);
+        let range = record.as_ref().map_or(HashRange::FULL, |record| record.open.range);
+        let Ok(batch) = Batch::check(payload, &range) else { return Ok(false) };
+        let header = batch.header;
+        if let Some(record) = record {
+            let of_extent = header.shard == record.open.extent.shard
+                && header.epoch == record.open.extent.epoch
+                && header.first_offset == record.end
+                && header.batch_bytes() == payload.len();
+            if !of_extent {
+                return Err(self.contradiction(frame, "a batch that does not follow its extent"));
+            }
+            note_stored(record, &header);
+        }
         self.report.batches += 1;
         self.index.push(
             frame.extent,
@@ -607,9 +694,28 @@ impl ScanState {
                 let trim = ExtentTrim::decode(payload).map_err(text)?;
                 self.known(frame.extent)?.first_kept = trim.first_kept;
             }
+            FrameKind::Segments => {
+                let listed = SegmentEntry::decode_all(payload).map_err(text)?;
+                let segments = self.segments.get_or_insert_default();
+                segments.extend(listed.map(|entry| (entry.sequence, entry)));
+            }
+            FrameKind::Release => {
+                self.release(decode_release(payload).map_err(text)?)?;
+            }
+            FrameKind::Merge => {
+                let (entry, replaced) = decode_merge(payload).map_err(text)?;
+                self.release(replaced)?;
+                self.segments.get_or_insert_default().insert(entry.sequence, entry);
+            }
             FrameKind::Batch => unreachable!("batches are applied apart"),
         }
         Ok(())
+    }
+
+    fn release(&mut self, mut sequences: impl Iterator<Item = u64>) -> Result<(), String> {
+        let listed = self.segments.get_or_insert_default();
+        let all = sequences.all(|sequence| listed.remove(&sequence).is_some());
+        if all { Ok(()) } else { Err("a segment is released that does not count".into()) }
     }
 
     fn known(&mut self, extent: u32) -> Result<&mut ExtentRecord, String> {
@@ -633,29 +739,44 @@ struct Behind {
     durable: Option<Lsn>,
 }
 
-/// Frames of this generation from `position` on, wherever a unit may begin, and the latest
-/// position that one of them names as durable.
+/// Frames of this segment from `position` on, wherever a unit may begin, and the latest position
+/// that one of them names as durable.
 async fn frames_behind(
     files: &impl LogFiles,
+    segment: &Segment,
+    position: u64,
+) -> Result<Behind, RecoveryError> {
+    let header = &segment.header;
+    let mut behind = Behind::default();
+    let from = align_up(position, BLOCK_BYTES);
+    each_block(files, segment.file, from, header.segment_bytes, |at, block| {
+        let lsn = Lsn(header.base.0 + at);
+        let frame = LogFrame::decode(block, header.sequence, lsn);
+        if let Some(frame) = frame.ok().filter(|frame| frame.boot == header.boot) {
+            behind.frames += 1;
+            behind.durable = behind.durable.max(Some(frame.durable));
+        }
+    })
+    .await?;
+    Ok(behind)
+}
+
+/// Reads a file from `position` on and hands each block to `look`, with its place.
+async fn each_block(
+    files: &impl LogFiles,
     file: usize,
-    sequence: u64,
-    base: Lsn,
     position: u64,
     segment_bytes: u64,
-) -> Result<Behind, RecoveryError> {
-    let mut behind = Behind::default();
-    let mut window_at = align_up(position, BLOCK_BYTES);
+    mut look: impl FnMut(u64, &[u8]),
+) -> Result<(), RecoveryError> {
+    let mut window_at = position;
     while window_at < segment_bytes {
         let bytes = (segment_bytes - window_at).min(WINDOW_BYTES as u64);
         let window = files.read(file, window_at, bytes as usize).await?;
         for at in (0..window.len()).step_by(BLOCK_BYTES as usize) {
-            let lsn = Lsn(base.0 + window_at + at as u64);
-            if let Ok(frame) = LogFrame::decode(&window[at..], sequence, lsn) {
-                behind.frames += 1;
-                behind.durable = behind.durable.max(Some(frame.durable));
-            }
+            look(window_at + at as u64, &window[at..]);
         }
         window_at += bytes;
     }
-    Ok(behind)
+    Ok(())
 }

@@ -10,12 +10,14 @@ use thalweg_wire::ids::{BootId, DiskId, Lsn, Offset};
 
 use super::cache::TailCache;
 use super::extent::{ExtentRecord, RECORD_BYTES_MAX, Remembered};
-use super::footer::{Footer, Trailer, encode_footer, footer_bytes};
+use super::footer::{Trailer, encode_footer, footer_bytes};
 use super::format::{
-    FRAME_HEADER_BYTES, FrameKind, LogFrame, SEGMENT_HEADER_BYTES, SegmentHeader,
+    FRAME_HEADER_BYTES, FrameKind, LogFrame, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentOrigin,
     padded_frame_bytes,
 };
-use super::index::{Location, SegmentIndex, Target};
+use super::forward::Copying;
+use super::index::{Location, SegmentIndex};
+use super::retention::{Held, Leaving};
 use super::writer::{Unit, Writer};
 use crate::config::BLOCK_BYTES;
 use crate::io::{BufferId, Errno, FileId, Io, Piece};
@@ -26,8 +28,10 @@ pub const SEGMENT_BATCHES_MAX: usize = 64 * 1024;
 pub const IN_PLACE_BYTES_MIN: usize = 64 << 10;
 /// Bytes gathered before they are written although the disk is busy.
 const GATHER_BYTES: usize = 256 << 10;
+/// Batches leave this part of the last segment to records: one over it.
+const RECORDS_SHARE: u64 = 16;
 /// Bytes of extent records in one snapshot frame.
-const SNAPSHOT_FRAME_BYTES: usize = 128 << 10;
+pub(super) const SNAPSHOT_FRAME_BYTES: usize = 128 << 10;
 const _: () = assert!(SNAPSHOT_FRAME_BYTES + RECORD_BYTES_MAX + 128 < GATHER_BYTES);
 
 /// Why an append was not made. Nothing of it was kept.
@@ -84,6 +88,10 @@ pub struct Run {
     pub first_offset: Offset,
     /// Append time of the first batch, milliseconds since 1970.
     pub first_time_ms: u64,
+    /// Its batches.
+    pub batches: u32,
+    /// Bytes of them.
+    pub bytes: u32,
 }
 
 /// An extent and where its batches are.
@@ -104,6 +112,12 @@ pub struct SealedSegment {
     pub base: Lsn,
     /// Its last block.
     pub trailer: Trailer,
+    /// Its place among the others: its sequence, or for one that took the place of others, the
+    /// place of the first of them. What an extent has in segments one after the other by this
+    /// order is one after the other in the extent.
+    pub order: u64,
+    /// What is kept in it.
+    pub held: Held,
 }
 
 /// A zero-filled file in wait.
@@ -142,20 +156,21 @@ impl LogState {
     }
 }
 
-struct OpenSegment {
-    sequence: u64,
+pub(super) struct OpenSegment {
+    pub(super) sequence: u64,
     file: FileId,
     base: Lsn,
     /// Where the next unit begins, in bytes from the segment's start; a multiple of the block.
     position: u64,
-    index: SegmentIndex,
+    pub(super) index: SegmentIndex,
+    pub(super) held: Held,
 }
 
 /// The segment before the open one, until its footer is durable and its index can go.
-struct Retiring {
-    sequence: u64,
-    index: SegmentIndex,
-    footer_unit: u64,
+pub(super) struct Retiring {
+    pub(super) sequence: u64,
+    pub(super) index: SegmentIndex,
+    pub(super) footer_unit: u64,
 }
 
 /// Small frames on their way into one unit.
@@ -164,43 +179,27 @@ struct Gather {
     bytes: usize,
 }
 
-/// Where to read a batch.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Found {
-    /// The batch.
-    pub location: Location,
-    /// The segment it stands in.
-    pub sequence: u64,
-}
-
-/// What a search came to.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Search {
-    /// Everything there is, up to the caller's limit.
-    Done,
-    /// The footer of this segment must be in memory first.
-    NeedsFooter(u64),
-}
-
 /// A log.
 pub struct Log {
-    identity: LogIdentity,
-    extents: BTreeMap<u32, Extent>,
+    pub(super) identity: LogIdentity,
+    pub(super) extents: BTreeMap<u32, Extent>,
     next_extent: u32,
-    sealed: BTreeMap<u64, SealedSegment>,
-    open: Option<OpenSegment>,
-    retiring: Option<Retiring>,
-    spare_index: Option<SegmentIndex>,
-    last_sequence: u64,
-    next_base: Lsn,
+    pub(super) sealed: BTreeMap<u64, SealedSegment>,
+    pub(super) open: Option<OpenSegment>,
+    pub(super) retiring: Option<Retiring>,
+    pub(super) spare_index: Option<SegmentIndex>,
+    pub(super) last_sequence: u64,
+    pub(super) next_base: Lsn,
     /// Where what was appended ends.
     appended: Lsn,
     gather: Option<Gather>,
     /// Buffers put aside for the snapshot that is being written.
     spare_gathers: Vec<BufferId>,
-    free: VecDeque<FreeSegment>,
-    no_space: bool,
-    writer: Writer,
+    pub(super) free: VecDeque<FreeSegment>,
+    pub(super) no_space: bool,
+    pub(super) leaving: Leaving,
+    pub(super) copying: Copying,
+    pub(super) writer: Writer,
     cache: TailCache,
     groups: u64,
     bytes_written: u64,
@@ -211,6 +210,9 @@ impl Log {
     #[must_use]
     pub fn new(identity: LogIdentity, state: LogState) -> Log {
         let next_extent = state.extents.last_key_value().map_or(0, |(number, _)| number + 1);
+        let mut leaving = Leaving::default();
+        // Segments of an earlier start may hold nothing any more.
+        leaving.look_again();
         Log {
             identity,
             extents: state.extents,
@@ -226,6 +228,8 @@ impl Log {
             spare_gathers: Vec::new(),
             free: VecDeque::new(),
             no_space: false,
+            leaving,
+            copying: Copying::default(),
             writer: Writer::new(identity.index, state.end),
             cache: TailCache::default(),
             groups: 0,
@@ -339,6 +343,13 @@ impl Log {
         self.sealed.get(&sequence)
     }
 
+    /// The first whole segment after this one.
+    #[must_use]
+    pub fn sealed_after(&self, sequence: u64) -> Option<u64> {
+        let mut after = self.sealed.range(sequence + 1..).map(|(sequence, _)| *sequence);
+        after.find(|sequence| !self.lacks_footer(*sequence))
+    }
+
     /// How many segments are whole.
     #[must_use]
     pub fn sealed_count(&self) -> usize {
@@ -360,22 +371,52 @@ impl Log {
         }
     }
 
-    /// Makes room for one frame with such a payload: rolls to the next segment when this one has
-    /// none. After it, the append cannot be refused.
+    /// Makes room for one batch of so many bytes: rolls to the next segment when this one has
+    /// none. After it, the append cannot be refused. The last free segment, and without one the
+    /// end of the open segment, is left to records.
     ///
     /// # Errors
     /// [`AppendRefusal`] when there is no next segment, or no memory.
-    pub fn reserve(
+    pub fn reserve_batch(
+        &mut self,
+        io: &mut impl Io,
+        batch_bytes: usize,
+        placement: Placement,
+    ) -> Result<(), AppendRefusal> {
+        let last = self.free.is_empty();
+        let kept_bytes = if last { self.identity.segment_bytes / RECORDS_SHARE } else { 0 };
+        self.reserve(io, batch_bytes, placement, kept_bytes, 1)
+    }
+
+    /// Makes room for one record of so many bytes, like [`Log::reserve_batch`]. Space is only
+    /// given back by writing records: they find room when batches do not.
+    ///
+    /// # Errors
+    /// [`AppendRefusal`] when there is no next segment, or no memory.
+    pub fn reserve_record(
+        &mut self,
+        io: &mut impl Io,
+        record_bytes: usize,
+    ) -> Result<(), AppendRefusal> {
+        self.reserve(io, record_bytes, Placement::Copied, 0, 0)
+    }
+
+    fn reserve(
         &mut self,
         io: &mut impl Io,
         payload_bytes: usize,
         placement: Placement,
+        kept_bytes: u64,
+        kept_segments: usize,
     ) -> Result<(), AppendRefusal> {
         if self.writer.failed().is_some() {
             return Err(AppendRefusal::Failed);
         }
         let frame_bytes = padded_frame_bytes(payload_bytes as u64);
-        if !self.fits(frame_bytes) {
+        if !self.fits(frame_bytes + kept_bytes) {
+            if self.free.len() <= kept_segments {
+                return Err(self.without_segment());
+            }
             self.roll(io)?;
             assert!(self.fits(frame_bytes), "a segment has room for any frame");
         }
@@ -387,6 +428,10 @@ impl Log {
             self.open_gather(io, frame_bytes as usize)?;
         }
         Ok(())
+    }
+
+    fn without_segment(&self) -> AppendRefusal {
+        if self.no_space { AppendRefusal::NoSpace } else { AppendRefusal::Busy }
     }
 
     fn fits(&self, frame_bytes: u64) -> bool {
@@ -482,12 +527,25 @@ impl Log {
         let open = self.open.as_mut().expect("room was reserved");
         open.index.push(extent, location);
         let extent = self.extents.get_mut(&extent).expect("extent numbers come from the log");
-        if extent.runs.last().is_none_or(|run| run.sequence != open.sequence) {
-            extent.runs.push(Run {
-                sequence: open.sequence,
-                first_offset: location.first_offset,
-                first_time_ms: location.append_time_ms,
-            });
+        let bytes = location.batch_bytes;
+        open.held.batches += 1;
+        open.held.bytes += u64::from(bytes);
+        open.held.last_time_ms = open.held.last_time_ms.max(location.append_time_ms);
+        match extent.runs.last_mut() {
+            Some(run) if run.sequence == open.sequence => {
+                run.batches += 1;
+                run.bytes += bytes;
+            }
+            _ => {
+                open.held.runs += 1;
+                extent.runs.push(Run {
+                    sequence: open.sequence,
+                    first_offset: location.first_offset,
+                    first_time_ms: location.append_time_ms,
+                    batches: 1,
+                    bytes,
+                });
+            }
         }
         note_stored(&mut extent.record, header);
     }
@@ -572,9 +630,9 @@ impl Log {
     }
 
     /// Leaves the open segment for the next: footer, then header and snapshot of the next.
-    fn roll(&mut self, io: &mut impl Io) -> Result<(), AppendRefusal> {
+    pub(super) fn roll(&mut self, io: &mut impl Io) -> Result<(), AppendRefusal> {
         if self.free.is_empty() {
-            return Err(if self.no_space { AppendRefusal::NoSpace } else { AppendRefusal::Busy });
+            return Err(self.without_segment());
         }
         if self.retiring.as_ref().is_some_and(|old| !self.writer.is_durable(old.footer_unit)) {
             return Err(AppendRefusal::Busy);
@@ -605,16 +663,19 @@ impl Log {
         let trailer = &footer[footer.len() - BLOCK_BYTES as usize..];
         let trailer =
             Trailer::decode(trailer, open.sequence, self.identity.segment_bytes).expect("as made");
-        self.sealed
-            .insert(open.sequence, SealedSegment { file: open.file, base: open.base, trailer });
+        let (file, base, held) = (open.file, open.base, open.held);
+        let segment = SealedSegment { file, base, trailer, order: open.sequence, held };
+        self.sealed.insert(open.sequence, segment);
+        self.leaving.look_again();
         self.retiring = Some(Retiring { sequence: open.sequence, index: open.index, footer_unit });
         Ok(())
     }
 
     fn begin_segment(&mut self, io: &mut impl Io) -> Result<(), AppendRefusal> {
         let snapshot = self.snapshot();
+        let segments = self.segment_entries();
         // All memory is had before anything is changed: one buffer a frame, one for the header.
-        while self.spare_gathers.len() < snapshot.len() + 2 {
+        while self.spare_gathers.len() < snapshot.len() + segments.len() + 2 {
             match self.allocate(io, GATHER_BYTES) {
                 Some(buffer) => self.spare_gathers.push(buffer),
                 None => {
@@ -635,12 +696,14 @@ impl Log {
             previous_end: self.appended,
             segment_bytes: self.identity.segment_bytes,
             boot: self.identity.boot,
+            origin: SegmentOrigin::Appended,
         };
         let index = self.spare_index.take();
         let mut index = index.unwrap_or_else(|| SegmentIndex::new(SEGMENT_BATCHES_MAX));
         index.clear();
         let (file, base) = (free.file, self.next_base);
-        self.open = Some(OpenSegment { sequence, file, base, position: 0, index });
+        let held = Held::default();
+        self.open = Some(OpenSegment { sequence, file, base, position: 0, index, held });
         self.last_sequence = sequence;
         self.next_base = Lsn(base.0 + self.identity.segment_bytes);
         self.open_gather(io, SEGMENT_HEADER_BYTES)?;
@@ -650,6 +713,9 @@ impl Log {
         place.copy_from_slice(&header.encode());
         for frame in &snapshot {
             self.append_record(io, FrameKind::Snapshot, 0, frame);
+        }
+        for frame in &segments {
+            self.append_record(io, FrameKind::Segments, 0, frame);
         }
         let count = self.extents.len() as u64;
         self.append_record(io, FrameKind::SnapshotEnd, 0, &count.to_le_bytes());
@@ -694,53 +760,6 @@ impl Log {
     pub fn on_sync(&mut self, io: &mut impl Io, result: Result<u32, Errno>) {
         let (cache, memory) = (&mut self.cache, io.memory_mut());
         self.writer.on_sync(result, |unit| keep(cache, memory, unit));
-    }
-
-    /// Searches an extent for the target and what follows, below `end`, in order; hands each to
-    /// `take` until it answers false. `footers` has the footers in memory.
-    pub fn search<'a>(
-        &'a self,
-        number: u32,
-        target: Target,
-        end: Offset,
-        footers: impl Fn(u64) -> Option<Footer<'a>>,
-        mut take: impl FnMut(Found) -> bool,
-    ) -> Search {
-        let extent = self.extent(number);
-        let runs = &extent.runs;
-        // The target lies in the last run that begins at or before it. For a time, batches of
-        // that very time may end the run before.
-        let after = runs.partition_point(|run| match target {
-            Target::Offset(offset) => run.first_offset <= offset,
-            Target::Time(time_ms) => run.first_time_ms < time_ms,
-        });
-        for run in &runs[after.saturating_sub(1)..] {
-            let sequence = run.sequence;
-            let mut go_on = true;
-            let mut hand = |location: Location| {
-                go_on = location.first_offset < end && take(Found { location, sequence });
-                go_on
-            };
-            if let Some(index) = self.index_in_memory(sequence) {
-                index.from(number, target).all(&mut hand);
-            } else if let Some(footer) = footers(sequence) {
-                footer.from(number, target).all(&mut hand);
-            } else {
-                return Search::NeedsFooter(sequence);
-            }
-            if !go_on {
-                break;
-            }
-        }
-        Search::Done
-    }
-
-    fn index_in_memory(&self, sequence: u64) -> Option<&SegmentIndex> {
-        match (&self.open, &self.retiring) {
-            (Some(open), _) if open.sequence == sequence => Some(&open.index),
-            (_, Some(old)) if old.sequence == sequence => Some(&old.index),
-            _ => None,
-        }
     }
 }
 

@@ -10,14 +10,17 @@ use rkyv::util::AlignedVec;
 use thalweg_client::lane::Lane;
 use thalweg_node::core::machine::{Core, CoreMessage, CoreRequest, CoreSettings, Time};
 use thalweg_node::core::shard::Placement;
+use thalweg_node::counters::Counters;
 use thalweg_node::io::sim::{SimDisk, SimFaults, SimIo, SimRandom};
 use thalweg_node::io::{ConnectionId, FileId, Io, Wait};
-use thalweg_node::log::recovery::recover;
+use thalweg_node::log::merge::merge;
+use thalweg_node::log::recovery::{LogFiles, recover};
+use thalweg_node::log::scrub::scrub;
 use thalweg_node::log::segments::{FreeSegment, Log, LogIdentity};
 use thalweg_wire::batch::Batch;
 use thalweg_wire::build::{BatchBuilder, BatchIdentity, BatchRoom, NewRecord};
 use thalweg_wire::checksum::body_hash;
-use thalweg_wire::control::{ControlAnswer, OpenExtent};
+use thalweg_wire::control::{ControlAnswer, OpenExtent, TrimShard};
 use thalweg_wire::error::ErrorCode;
 use thalweg_wire::fetch::{FETCH_ANSWER_BYTES, FetchAnswer, FetchFrom, FetchRequest};
 use thalweg_wire::frame::{FRAME_HEADER_BYTES, FrameHeader, FrameKind, small_frame};
@@ -47,6 +50,11 @@ pub(crate) struct History {
     pub disk_errors: u64,
     /// A connection breaks once in so many receives or sends; never when zero.
     pub broken_connections: u64,
+    /// A shard is trimmed once in so many turns; never when zero.
+    pub trims: u64,
+    /// Shard 0 is written little and hardly ever trimmed: its records stay behind in segments of
+    /// which nothing else is kept.
+    pub keeper: bool,
 }
 
 impl History {
@@ -59,6 +67,8 @@ impl History {
             crash_every: 0,
             disk_errors: 0,
             broken_connections: 0,
+            trims: 0,
+            keeper: false,
         }
     }
 
@@ -77,6 +87,10 @@ pub(crate) struct Outcome {
     pub crashes: u64,
     pub failed_logs: u64,
     pub segments: u64,
+    pub released: u64,
+    pub bytes_copied: u64,
+    pub bytes_scrubbed: u64,
+    pub trims: u64,
     pub operations: u64,
     pub trace: u64,
 }
@@ -115,6 +129,9 @@ struct World {
     producers: Vec<SimProducer>,
     /// Of each shard, by first offset: records and body hash of what was acked.
     acked: Vec<Acked>,
+    trimmer: Trimmer,
+    /// What the running core has counted.
+    counters: Counters,
     outcome: Outcome,
 }
 
@@ -133,9 +150,8 @@ fn ready<T>(future: impl Future<Output = T>) -> T {
 impl World {
     fn new(history: History) -> World {
         let mut random = SimRandom::new(history.seed);
-        let producers = (0..PRODUCERS)
-            .map(|number| SimProducer::new(number, history.batches, random.any()))
-            .collect();
+        let producers =
+            (0..PRODUCERS).map(|number| SimProducer::new(number, &history, random.any())).collect();
         World {
             random,
             disk: SimDisk::default(),
@@ -145,6 +161,8 @@ impl World {
             operations_before: 0,
             producers,
             acked: vec![Acked::new(); SHARDS as usize],
+            trimmer: Trimmer::default(),
+            counters: Counters::default(),
             outcome: Outcome::default(),
             history,
         }
@@ -158,7 +176,7 @@ impl World {
         let recovered = recovered.expect("what a crash leaves can be read");
         let mut free: Vec<FileId> =
             recovered.free.iter().map(|file| FileId(*file as u32)).collect();
-        let state = recovered.into_state(SEGMENT_BYTES, |file| FileId(file as u32));
+        let state = recovered.into_state(|file| FileId(file as u32));
         let identity = LogIdentity {
             index: 0,
             disk: disk_id,
@@ -187,7 +205,11 @@ impl World {
             boot: BootId(self.boot),
             min_frame_bytes_per_s: 1,
             connections_max: 64,
-            free_segments_min: 2,
+            free_segments_min: 3,
+            free_segments_max: 4,
+            retention_ms: None,
+            merge_after_us: 1_000_000,
+            scrub_period_us: Some(3_000_000),
         };
         let placement = Arc::new(Placement::default());
         let mut core = Core::new(io, settings, placement, vec![log], self.time());
@@ -219,15 +241,33 @@ impl World {
     /// One turn of the core; false when it was crashed and started anew.
     fn step(&mut self) -> bool {
         self.now_us += 1 + self.random.below(500);
+        // Now and then nothing happens for a while.
+        if self.random.once_in(20) {
+            self.now_us += self.random.below(300_000);
+        }
         let time = self.time();
         let core = self.core.as_mut().expect("a core runs");
         let mut completions = Vec::new();
         core.io_mut().poll(&mut completions, Wait::No).expect("a simulated poll works");
         core.turn(time, &mut completions);
-        for CoreRequest::FillSegment { log } in core.take_requests() {
-            let file = self.disk.add_file(SEGMENT_BYTES);
-            core.tell(CoreMessage::SegmentReady { log, segment: FreeSegment { file } });
+        for request in core.take_requests() {
+            match request {
+                CoreRequest::FillSegment { log } => {
+                    let file = self.disk.add_file(SEGMENT_BYTES);
+                    core.tell(CoreMessage::SegmentReady { log, segment: FreeSegment { file } });
+                }
+                CoreRequest::RemoveSegment { file, .. } => self.disk.remove_file(file),
+                CoreRequest::Merge { log, job } => {
+                    let result = ready(merge(&self.disk, &job));
+                    core.tell(CoreMessage::Merged { log, result });
+                }
+                CoreRequest::Scrub { log, segment } => {
+                    let result = ready(scrub(&self.disk, &segment));
+                    core.tell(CoreMessage::Scrubbed { log, result });
+                }
+            }
         }
+        self.counters = core.counters();
         let operations = self.operations_before + core.io().operations();
         let crash = self.history.crash_at.is_some_and(|at| operations >= at)
             || self.random.once_in(self.history.crash_every);
@@ -272,6 +312,29 @@ impl World {
             let frames = producer.send(self.now_us, &mut self.random, &mut self.outcome.sent);
             core.io_mut().peer_sends(producer.connection, &frames);
         }
+        self.trim();
+    }
+
+    /// Trims a shard now and then, up to anywhere in what was acked.
+    fn trim(&mut self) {
+        let core = self.core.as_mut().expect("a core runs");
+        let connection = self.trimmer.connection.expect("connected at the start");
+        let Some(bytes) = core.io_mut().peer_takes(connection) else {
+            self.trimmer.connect(core.io_mut());
+            return;
+        };
+        self.outcome.trims += self.trimmer.take(&bytes);
+        if self.random.once_in(self.history.trims) {
+            let mut shard = self.random.below(u64::from(SHARDS)) as u32;
+            if self.history.keeper && !self.random.once_in(50) {
+                shard = shard.max(1);
+            }
+            let last = self.acked[shard as usize].last_key_value();
+            let end = last.map_or(0, |(offset, (records, _))| offset + u64::from(*records));
+            let first_kept = self.random.below(end + 1);
+            let frame = self.trimmer.ask(shard, first_kept);
+            core.io_mut().peer_sends(connection, &frame);
+        }
     }
 
     fn crash(&mut self) {
@@ -281,6 +344,11 @@ impl World {
         self.outcome.operations = self.operations_before;
         let trace = core.io().trace();
         self.outcome.trace = self.outcome.trace.rotate_left(7) ^ trace;
+        let counters = std::mem::take(&mut self.counters);
+        self.outcome.released += counters.segments_released;
+        self.outcome.bytes_copied += counters.bytes_copied;
+        self.outcome.bytes_scrubbed += counters.bytes_scrubbed;
+        assert_eq!(counters.batches_damaged, 0, "nothing damages what rests");
         core.into_io().crash();
         self.producers.iter_mut().for_each(SimProducer::lose_connection);
     }
@@ -290,6 +358,8 @@ impl World {
             let connection = self.core().io_mut().connect();
             self.producers[place].connection = connection;
         }
+        let core = self.core.as_mut().expect("a core runs");
+        self.trimmer.connect(core.io_mut());
     }
 
     /// Sends one frame on a connection of its own and waits for the answer.
@@ -350,14 +420,15 @@ impl World {
     /// Reads every shard through the core and holds it against what was acked and sent.
     fn judge(&mut self) {
         for index in 0..SHARDS {
-            let mut next = 0;
+            let mut next = None;
+            let mut earliest;
             let mut seen = std::collections::BTreeSet::new();
             let mut found = Acked::new();
             loop {
                 let request = FetchRequest {
                     shard: shard_id(index),
                     epoch: Epoch(0),
-                    from: FetchFrom::Offset(Offset(next)),
+                    from: next.map_or(FetchFrom::Earliest, |next| FetchFrom::Offset(Offset(next))),
                     bytes_max: 200_000,
                     wait_ms: 0,
                 };
@@ -366,31 +437,107 @@ impl World {
                 let Some((header, payload)) = answered else { continue };
                 let answer = FetchAnswer::decode(&payload).expect("a fetch answer");
                 answer.status.expect("committed records can be read");
+                earliest = answer.earliest.0;
                 let mut batches: AlignedVec<16> = AlignedVec::new();
                 batches.extend_from_slice(&payload[FETCH_ANSWER_BYTES..]);
                 let mut at = 0;
                 for _ in 0..header.items {
                     let batch =
                         Batch::check(&batches[at..], &HashRange::FULL).expect("a whole batch");
-                    assert_eq!(batch.header.first_offset.0, next, "offsets have no gap");
+                    let at_offset = batch.header.first_offset.0;
+                    // The first one read may begin before what is kept.
+                    let expected = next.unwrap_or(at_offset.min(earliest));
+                    assert_eq!(at_offset, expected, "offsets have no gap");
                     let (records, hash) = (batch.header.records, body_hash(batch.body()));
                     assert!(seen.insert(hash), "a batch is there twice");
                     let sent = self.producers.iter().any(|producer| producer.made.contains(&hash));
                     assert!(sent, "a batch is there that nobody sent");
-                    found.insert(next, (records, hash));
-                    next += u64::from(records);
+                    found.insert(at_offset, (records, hash));
+                    next = Some(at_offset + u64::from(records));
                     at += padded_bytes(batch.header.batch_bytes());
                 }
                 if header.items == 0 {
-                    assert_eq!(answer.committed.0, next, "everything committed was read");
+                    let end = next.unwrap_or(earliest);
+                    assert_eq!(answer.committed.0, end, "everything committed was read");
                     break;
                 }
             }
+            let (asked, acked) = self.trimmer.bounds(index);
+            assert!(acked <= earliest && earliest <= asked, "{acked} <= {earliest} <= {asked}");
             for (offset, acked) in &self.acked[index as usize] {
+                if offset + u64::from(acked.0) <= earliest {
+                    continue;
+                }
                 assert_eq!(found.get(offset), Some(acked), "shard {index} offset {offset}");
             }
         }
         self.outcome.segments = self.core().logs()[0].sealed_count() as u64;
+        let files = self.disk.sizes().iter().filter(|bytes| **bytes > 0).count() as u64;
+        // Free ones, the open one, and those on their way from one to the other.
+        assert!(files <= self.outcome.segments + 10, "{files} files: {:?}", self.outcome);
+    }
+}
+
+/// Who trims: what was asked and what was acknowledged, of each shard.
+#[derive(Default)]
+struct Trimmer {
+    connection: Option<ConnectionId>,
+    asked: [u64; SHARDS as usize],
+    acked: [u64; SHARDS as usize],
+    frames: BTreeMap<u64, (u32, u64)>,
+    correlation: u64,
+    inbox: Vec<u8>,
+}
+
+impl Trimmer {
+    fn connect(&mut self, io: &mut SimIo) {
+        self.frames.clear();
+        self.inbox.clear();
+        self.connection = Some(io.connect());
+    }
+
+    fn ask(&mut self, shard: u32, first_kept: u64) -> Vec<u8> {
+        self.correlation += 1;
+        self.frames.insert(self.correlation, (shard, first_kept));
+        let asked = &mut self.asked[shard as usize];
+        *asked = first_kept.max(*asked);
+        let trim = TrimShard { shard: shard_id(shard), first_kept: Offset(first_kept) };
+        small_frame(FrameKind::TrimShard, 0, self.correlation, &trim.encode())
+    }
+
+    /// Takes what the core sent; answers how many trims it acknowledged.
+    fn take(&mut self, bytes: &[u8]) -> u64 {
+        self.inbox.extend_from_slice(bytes);
+        let mut acknowledged = 0;
+        while let Some(header) = self.inbox.first_chunk::<FRAME_HEADER_BYTES>() {
+            let header = FrameHeader::decode(header).expect("a core sends frames");
+            if self.inbox.len() < header.frame_bytes() {
+                break;
+            }
+            let payload: Vec<u8> =
+                self.inbox.drain(..header.frame_bytes()).skip(FRAME_HEADER_BYTES).collect();
+            let answer = ControlAnswer::decode(&payload).expect("a control answer");
+            let (shard, first_kept) =
+                self.frames.remove(&header.correlation).expect("a trim that was sent");
+            match answer.status {
+                Ok(()) => {
+                    assert!(answer.earliest.0 >= first_kept, "an acknowledged trim holds");
+                    let acked = &mut self.acked[shard as usize];
+                    *acked = first_kept.max(*acked);
+                    acknowledged += 1;
+                }
+                Err(refusal) => assert!(
+                    matches!(refusal.code, ErrorCode::LogFailed | ErrorCode::Overloaded),
+                    "{refusal}"
+                ),
+            }
+        }
+        acknowledged
+    }
+
+    /// The latest offset that was asked to be kept first, and that was acknowledged.
+    fn bounds(&self, shard: u32) -> (u64, u64) {
+        (self.asked[shard as usize], self.acked[shard as usize])
     }
 }
 
@@ -415,6 +562,7 @@ struct SimProducer {
     lanes: Vec<Lane>,
     batches: Vec<Option<Made>>,
     left: u64,
+    keeper: bool,
     frames: BTreeMap<u64, Vec<u32>>,
     correlation: u64,
     inbox: Vec<u8>,
@@ -423,7 +571,7 @@ struct SimProducer {
 }
 
 impl SimProducer {
-    fn new(number: u64, batches: u64, seed: u64) -> SimProducer {
+    fn new(number: u64, history: &History, seed: u64) -> SimProducer {
         let lane = |index| {
             let id = ProducerId(number * 100 + u64::from(index));
             Lane::new(shard_id(index), HashRange::FULL, Epoch(1), id, true)
@@ -433,7 +581,8 @@ impl SimProducer {
             connection: ConnectionId(0),
             lanes: (0..SHARDS).map(lane).collect(),
             batches: Vec::new(),
-            left: batches,
+            left: history.batches,
+            keeper: history.keeper,
             frames: BTreeMap::new(),
             correlation: 0,
             inbox: Vec::new(),
@@ -453,7 +602,10 @@ impl SimProducer {
     }
 
     fn make(&mut self) -> u32 {
-        let shard = self.random.below(u64::from(SHARDS)) as u32;
+        let mut shard = self.random.below(u64::from(SHARDS)) as u32;
+        if self.keeper && !self.random.once_in(4) {
+            shard = shard.max(1);
+        }
         // Small ones are gathered; large ones are written from where they were received.
         let large = self.random.once_in(6);
         let records = 1 + self.random.below(if large { 3 } else { 8 }) as u32;

@@ -1,0 +1,208 @@
+//! What a core does for what rests: records that have aged are trimmed, segments in which nothing
+//! is kept are released and their files used again or removed, nearly empty ones are copied
+//! forward, and everything is read and checked from time to time.
+//!
+//! A controller trims by command. A node that is its own controller does it by age, whole
+//! segments at a time: looking at single batches would read what is about to be thrown away.
+
+use super::machine::{Core, CoreRequest, CoreSettings, Time};
+use crate::io::{Errno, FileId, Io};
+use crate::log::merge::{MergeError, Merged};
+use crate::log::scrub::ScrubReport;
+use crate::log::segments::AppendRefusal;
+
+/// How often a core looks after its segments.
+const LOOK_US: u64 = 1_000_000;
+/// A node that has just started has other things to do than to scrub.
+const FIRST_SCRUB_US: u64 = 600_000_000;
+
+/// When what is to be done.
+#[derive(Debug)]
+pub struct Upkeep {
+    retention_ms: Option<u64>,
+    merge_after_us: u64,
+    scrub_period_us: Option<u64>,
+    started: Time,
+    next_us: u64,
+    scrubs: Vec<Scrub>,
+}
+
+/// How far the scrub of a log is.
+#[derive(Clone, Copy, Debug)]
+struct Scrub {
+    /// When the next pass begins, or this one did.
+    began_us: u64,
+    /// Segments up to this one were scrubbed in this pass.
+    after: u64,
+    /// The file that is read now.
+    reads: Option<FileId>,
+}
+
+impl Upkeep {
+    /// For `logs` logs, from `started` on.
+    #[must_use]
+    pub fn new(settings: &CoreSettings, logs: usize, started: Time) -> Upkeep {
+        let first_us = settings.scrub_period_us.map_or(0, |period| period.min(FIRST_SCRUB_US));
+        let scrub = Scrub { began_us: started.now_us + first_us, after: 0, reads: None };
+        Upkeep {
+            retention_ms: settings.retention_ms,
+            merge_after_us: settings.merge_after_us,
+            scrub_period_us: settings.scrub_period_us,
+            started,
+            next_us: started.now_us,
+            scrubs: vec![scrub; logs],
+        }
+    }
+
+    /// When to look next.
+    #[must_use]
+    pub fn next_us(&self) -> u64 {
+        self.next_us
+    }
+
+    /// What was appended before this need not be kept. By a clock that cannot jump: the wall
+    /// clock's time at the start, and what the steady clock has counted since. A wall clock that
+    /// is set wrongly while the node runs throws no records away.
+    fn cutoff_ms(&self, now_us: u64) -> Option<u64> {
+        let elapsed_ms = (now_us - self.started.now_us) / 1000;
+        let now_ms = self.started.wall_ms + elapsed_ms;
+        self.retention_ms.map(|retention_ms| now_ms.saturating_sub(retention_ms))
+    }
+}
+
+impl<I: Io> Core<I> {
+    /// Looks after the segments, if it is time to.
+    pub(super) fn look_after_segments(&mut self) {
+        let now_us = self.time.now_us;
+        if now_us < self.upkeep.next_us {
+            return;
+        }
+        self.upkeep.next_us = now_us + LOOK_US;
+        let cutoff_ms = self.upkeep.cutoff_ms(now_us);
+        for log in 0..self.logs.len() {
+            if let Some(cutoff_ms) = cutoff_ms {
+                // Without space for its records a trim comes later; without a disk, never.
+                let _ = self.trim_aged(log, cutoff_ms);
+            }
+            let after_us = self.upkeep.merge_after_us;
+            if let Some(job) = self.logs[log].begin_merge(now_us, after_us) {
+                self.requests.push(CoreRequest::Merge { log: log as u32, job });
+            }
+            self.scrub_next(log);
+        }
+    }
+
+    fn trim_aged(&mut self, log: usize, cutoff_ms: u64) -> Result<(), AppendRefusal> {
+        self.logs[log].end_aged_segment(&mut self.io, cutoff_ms)?;
+        if !self.logs[log].has_aged(cutoff_ms) {
+            return Ok(());
+        }
+        for shard in self.shards.places() {
+            let extents = self.shards.at(shard).extents.clone();
+            let mut trimmed = false;
+            for place in extents.iter().filter(|place| place.log as usize == log) {
+                let log = &mut self.logs[log];
+                let Some(first_kept) = log.aged_until(place.number, cutoff_ms) else { break };
+                trimmed |= log.trim(&mut self.io, place.number, first_kept)?;
+            }
+            if trimmed {
+                self.forget_extents(shard);
+            }
+        }
+        Ok(())
+    }
+
+    /// Releases segments in which nothing is kept; uses the files of those released again, or has
+    /// them removed.
+    pub(super) fn give_back(&mut self, log: usize) {
+        let leaving = self.logs[log].leaving_count();
+        // Without space for the record that says so, it is done when there is some.
+        let copied = self.logs[log].take_in_merged(&mut self.io);
+        self.counters.bytes_copied += copied.unwrap_or(0);
+        let _ = self.logs[log].release_empty(&mut self.io);
+        self.counters.segments_released += (self.logs[log].leaving_count() - leaving) as u64;
+        while let Some(file) = self.logs[log].take_released() {
+            if !self.logs[log].reuse(file, self.settings.free_segments_max) {
+                self.remove_file(log as u32, file);
+            }
+        }
+    }
+
+    fn remove_file(&mut self, log: u32, file: FileId) {
+        self.counters.segments_removed += 1;
+        self.requests.push(CoreRequest::RemoveSegment { log, file });
+    }
+
+    /// A merge came to its end.
+    pub(super) fn merged(&mut self, log: u32, result: Result<Merged, MergeError>) {
+        if let Some(file) = self.logs[log as usize].end_merge(result) {
+            self.remove_file(log, file);
+        }
+    }
+
+    /// Has the next segment scrubbed, if a pass is under way or due.
+    fn scrub_next(&mut self, log: usize) {
+        let Some(period_us) = self.upkeep.scrub_period_us else { return };
+        let scrub = &mut self.upkeep.scrubs[log];
+        if scrub.reads.is_some() || self.time.now_us < scrub.began_us {
+            return;
+        }
+        let Some(sequence) = self.logs[log].sealed_after(scrub.after) else {
+            *scrub = Scrub { began_us: scrub.began_us + period_us, after: 0, reads: None };
+            return;
+        };
+        let segment = self.logs[log].stored(sequence);
+        let file = FileId(segment.file as u32);
+        (scrub.after, scrub.reads) = (sequence, Some(file));
+        // Whatever becomes of the segment meanwhile, its file is not used for another.
+        self.logs[log].begin_read(file);
+        self.requests.push(CoreRequest::Scrub { log: log as u32, segment });
+    }
+
+    /// A segment was scrubbed: the next.
+    pub(super) fn scrubbed(&mut self, log: u32, result: Result<ScrubReport, Errno>) {
+        let file = self.upkeep.scrubs[log as usize].reads.take().expect("a scrub is under way");
+        self.logs[log as usize].end_read(file);
+        match result {
+            Ok(report) => {
+                self.counters.bytes_scrubbed += report.bytes;
+                self.counters.batches_damaged += report.damaged;
+            }
+            Err(errno) => {
+                tracing::error!(log, %errno, "a scrub could not read a segment: check the disk");
+                self.counters.batches_damaged += 1;
+            }
+        }
+        self.scrub_next(log as usize);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use thalweg_wire::ids::BootId;
+
+    /// A wall clock set forward by a year made records a year older.
+    #[test]
+    fn a_jump_of_the_wall_clock_ages_nothing() {
+        let settings = CoreSettings {
+            core: 0,
+            ports: Vec::new(),
+            disks: Vec::new(),
+            boot: BootId(1),
+            min_frame_bytes_per_s: 1,
+            connections_max: 1,
+            free_segments_min: 1,
+            free_segments_max: 1,
+            retention_ms: Some(10_000),
+            merge_after_us: 0,
+            scrub_period_us: None,
+        };
+        let started = Time { now_us: 5_000_000, wall_ms: 1_000_000 };
+        let upkeep = Upkeep::new(&settings, 1, started);
+        assert_eq!(upkeep.cutoff_ms(5_000_000), Some(990_000));
+        assert_eq!(upkeep.cutoff_ms(25_000_000), Some(1_010_000));
+        let kept = CoreSettings { retention_ms: None, ..settings };
+        assert_eq!(Upkeep::new(&kept, 1, started).cutoff_ms(5_000_000), None);
+    }
+}
