@@ -70,6 +70,8 @@ pub struct SubscribedShard {
     link: usize,
     /// Bytes taken and not granted again.
     owed: u32,
+    /// Whether it began at a time that no batch has reached yet.
+    awaits_time: bool,
 }
 
 /// What the node pushed.
@@ -106,7 +108,8 @@ impl Subscriber {
             for shard in Admin::connect(address, config.timeout)?.describe(config.stream)? {
                 let id = shard.extent.shard;
                 if config.shards.is_empty() || config.shards.contains(&id.index) {
-                    shards.push(SubscribedShard { id, next: None, ended: false, link, owed: 0 });
+                    let (next, ended, owed, awaits_time) = (None, false, 0, false);
+                    shards.push(SubscribedShard { id, next, ended, link, owed, awaits_time });
                 }
             }
             links.push(FrameStream::connect(address, config.timeout)?);
@@ -127,6 +130,7 @@ impl Subscriber {
             FetchFrom::Offset(offset) => Some(offset),
             _ => None,
         };
+        shard.awaits_time = matches!(from, FetchFrom::Time(_));
         let wait_ms = u32::try_from(config.silence.as_millis()).unwrap_or(u32::MAX);
         let request = SubscribeRequest(FetchRequest {
             shard: shard.id,
@@ -221,7 +225,11 @@ fn take_event(
     };
     let hand = |batch: &Batch<'_>| take(place, &Event::Batch(batch));
     let bytes = check_batches(payload, header.items, shard.id, &mut next, hand)?;
-    shard.next = Some(next);
+    // From a time that nothing has reached yet, the first batch is wherever it will be.
+    if header.items > 0 || !shard.awaits_time {
+        shard.next = Some(next);
+        shard.awaits_time = false;
+    }
     shard.owed += bytes as u32;
     if answer.sealed_end {
         shard.ended = true;

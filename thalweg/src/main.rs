@@ -1,4 +1,4 @@
-//! The one command: `thalweg node` serves, `thalweg bench` measures.
+//! The one command: `thalweg node` serves, `thalweg bench` measures, `thalweg sim` plays.
 //!
 //! Arguments and start-up only: what a command does stands in its own crate.
 
@@ -14,6 +14,7 @@ use clap::{Parser, Subcommand};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use thalweg_bench::BenchCommand;
 use thalweg_node::{Node, NodeConfig, StartError};
+use thalweg_sim::SimArgs;
 use thiserror::Error;
 use tracing::info;
 use tracing_subscriber::EnvFilter;
@@ -33,7 +34,7 @@ const EXIT_FAILED: u8 = 1;
 #[command(name = "thalweg", version, max_term_width = 100)]
 struct Cli {
     /// What to log to stderr: off, error, warn, info, debug or trace, or such a level for a part
-    /// of the program, as in info,thalweg_node=debug [default: info; warn for bench]
+    /// of the program, as in info,thalweg_node=debug [default: info; warn for bench, off for sim]
     #[arg(long, global = true, env = "THALWEG_LOG", value_name = "FILTER")]
     log: Option<String>,
 
@@ -53,6 +54,12 @@ enum Command {
     /// Measure and verify: run a workload against a node of its own
     #[command(subcommand)]
     Bench(BenchCommand),
+
+    /// Play whole lives of a node in a simulated world: crashes, failing and lying disks, broken
+    /// connections, all decided by seeds
+    ///
+    /// Exit codes: 0 every promise was kept; 1 one was broken, and its seed is named.
+    Sim(SimArgs),
 }
 
 /// Why the command failed. Each says what to do.
@@ -107,6 +114,11 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
         Command::Bench(command) => {
             start_logs(cli.log.as_deref().unwrap_or("warn"))?;
             Ok(thalweg_bench::run(command))
+        }
+        Command::Sim(arguments) => {
+            // What goes wrong in there is meant to.
+            start_logs(cli.log.as_deref().unwrap_or("off"))?;
+            Ok(thalweg_sim::run(&arguments))
         }
     }
 }

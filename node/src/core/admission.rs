@@ -136,8 +136,9 @@ impl<I: Io> Core<I> {
         placement: Placement,
         charged_bytes: u64,
     ) -> Result<Admitted, Refusal> {
+        let bytes = piece.bytes as usize;
+        self.with_log(place.log, |log, io| log.reserve_batch(io, bytes, placement))?;
         let log = &mut self.logs[place.log as usize];
-        log.reserve_batch(&mut self.io, piece.bytes as usize, placement)?;
         if let Some(buckets) = &mut self.shards.at_mut(shard).buckets {
             buckets.bytes.take(charged_bytes);
             buckets.records.take(u64::from(header.records));

@@ -190,8 +190,8 @@ impl<I: Io> Core<I> {
         last_append_ms: u64,
     ) -> Result<(ExtentPlace, Lsn), Refusal> {
         let boot = self.settings.boot;
+        self.with_log(log, |log, io| log.reserve_record(io, RECORD_BYTES_MAX))?;
         let target = &mut self.logs[log as usize];
-        target.reserve_record(&mut self.io, RECORD_BYTES_MAX)?;
         let record = ExtentRecord {
             number: 0,
             open,
@@ -212,13 +212,19 @@ impl<I: Io> Core<I> {
     fn log_for(&self, replicas: &[DiskId]) -> Result<u32, Refusal> {
         let none = DiskId([0; 16]);
         let named = replicas[0];
-        (0..)
-            .zip(&self.logs)
-            .filter(|(_, log)| named == none || log.identity().disk == named)
+        let on_disk = || {
+            let logs = (0..).zip(&self.logs);
+            logs.filter(|(_, log)| named == none || log.identity().disk == named)
+        };
+        on_disk()
             .filter(|(_, log)| log.failed().is_none())
             .min_by_key(|(_, log)| log.extents().len())
             .map(|(place, _)| place)
-            .ok_or_else(|| ErrorCode::Conflict.into())
+            .ok_or_else(|| match on_disk().next() {
+                // It may work after a restart; another disk never will.
+                Some(_) => ErrorCode::LogFailed.into(),
+                None => ErrorCode::Conflict.into(),
+            })
     }
 
     fn fence(&mut self, fence: FenceExtent) -> Result<Obeyed, Refusal> {
@@ -268,8 +274,8 @@ impl<I: Io> Core<I> {
         recovery_epoch: Epoch,
         end: Offset,
     ) -> Result<Lsn, Refusal> {
+        self.with_log(place.log, |log, io| log.reserve_record(io, EXTENT_END_BYTES))?;
         let log = &mut self.logs[place.log as usize];
-        log.reserve_record(&mut self.io, EXTENT_END_BYTES)?;
         let record = &mut log.extent_mut(place.number).record;
         (record.state, record.recovery_epoch, record.end) = (state, recovery_epoch, end);
         let payload = ExtentEnd { state, recovery_epoch, end }.encode();
@@ -283,7 +289,7 @@ impl<I: Io> Core<I> {
             return Err(Refusal::new(ErrorCode::BeyondEnd, committed.0));
         }
         for place in self.shards.at(shard).extents.clone() {
-            self.logs[place.log as usize].trim(&mut self.io, place.number, trim.first_kept)?;
+            self.with_log(place.log, |log, io| log.trim(io, place.number, trim.first_kept))?;
         }
         self.forget_extents(shard);
         let newest = self.shards.at(shard).newest();

@@ -11,7 +11,7 @@ use slab::Slab;
 use thalweg_wire::control::ExtentState;
 use thalweg_wire::error::{ErrorCode, Refusal};
 use thalweg_wire::frame::{ErrorAnswer, FrameHeader, FrameKind};
-use thalweg_wire::ids::{BootId, DiskId, Epoch};
+use thalweg_wire::ids::Epoch;
 use thalweg_wire::limits;
 
 use super::acknowledge::{Pending, ProduceInProgress};
@@ -19,119 +19,14 @@ use super::connection::{
     Connection, ConnectionKey, Ending, LARGE_FRAME_BYTES, LARGE_FRAMES_MAX, Payload, Progress,
 };
 use super::fetch::{Fetch, FooterCache, Reading};
+pub use super::message::{CoreMessage, CoreRequest, CoreSettings, Time};
 use super::shard::{Placement, Shards};
 use super::subscribe::Subscriptions;
 use super::upkeep::Upkeep;
 use crate::counters::Counters;
 use crate::io::arena::PAGE_BYTES;
-use crate::io::{BufferId, Completion, ConnectionId, Errno, FileId, Io, Piece, Token};
-use crate::log::merge::{MergeError, MergeJob, Merged};
-use crate::log::scrub::ScrubReport;
-use crate::log::segments::{FreeSegment, Log};
-use crate::log::stored::StoredSegment;
-
-/// Time, as the core is told it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Time {
-    /// Microseconds since some moment; never runs back.
-    pub now_us: u64,
-    /// Milliseconds since 1970.
-    pub wall_ms: u64,
-}
-
-/// What a core is told when it is made.
-#[derive(Clone, Debug)]
-pub struct CoreSettings {
-    /// Which core of the node.
-    pub core: u16,
-    /// Port of each core.
-    pub ports: Vec<u16>,
-    /// The node's disks.
-    pub disks: Vec<DiskId>,
-    /// This start of the node.
-    pub boot: BootId,
-    /// See [`crate::config::NodeConfig`].
-    pub min_frame_bytes_per_s: u64,
-    /// See [`crate::config::NodeConfig`].
-    pub connections_max: usize,
-    /// Segments that each log should have in wait, zero-filled or used before.
-    pub free_segments_min: usize,
-    /// Segments that a log keeps in wait at most; the files of others are removed.
-    pub free_segments_max: usize,
-    /// How long records are kept by a node that is its own controller, in milliseconds; for ever
-    /// without.
-    pub retention_ms: Option<u64>,
-    /// For how long a segment has been nearly empty when it is copied forward, in microseconds.
-    pub merge_after_us: u64,
-    /// How often everything stored is read and checked, in microseconds; never without.
-    pub scrub_period_us: Option<u64>,
-}
-
-/// What a core asks of the world outside.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum CoreRequest {
-    /// A zero-filled segment for this log of the core.
-    FillSegment {
-        /// Index of the log in its core.
-        log: u32,
-    },
-    /// The file of a segment is not needed any more. Nothing is in flight on it.
-    RemoveSegment {
-        /// Index of the log in its core.
-        log: u32,
-        /// The file.
-        file: FileId,
-    },
-    /// Segments of a log to merge. Files in the job are named as [`FileId`] names them.
-    Merge {
-        /// Index of the log in its core.
-        log: u32,
-        /// What to do.
-        job: MergeJob,
-    },
-    /// A segment to read and check; its file is named as [`FileId`] names it.
-    Scrub {
-        /// Index of the log in its core.
-        log: u32,
-        /// The segment.
-        segment: StoredSegment,
-    },
-}
-
-/// What a core is told from outside.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum CoreMessage {
-    /// A segment was filled.
-    SegmentReady {
-        /// Index of the log in its core.
-        log: u32,
-        /// The segment.
-        segment: FreeSegment,
-    },
-    /// A segment could not be filled.
-    SegmentFailed {
-        /// Index of the log in its core.
-        log: u32,
-        /// Why.
-        errno: Errno,
-    },
-    /// Segments were merged, or not.
-    Merged {
-        /// Index of the log in its core.
-        log: u32,
-        /// What came of it.
-        result: Result<Merged, MergeError>,
-    },
-    /// A segment was scrubbed.
-    Scrubbed {
-        /// Index of the log in its core.
-        log: u32,
-        /// What was found.
-        result: Result<ScrubReport, Errno>,
-    },
-    /// The node stops: take nothing more, finish what was taken.
-    Stop,
-}
+use crate::io::{BufferId, Completion, ConnectionId, Errno, Io, Piece, Token};
+use crate::log::segments::{AppendRefusal, Log};
 
 /// Frames smaller than this have a second to arrive, whatever the minimum rate.
 const FRAME_GRACE_US: u64 = 1_000_000;
@@ -564,9 +459,34 @@ impl<I: Io> Core<I> {
             if let Some(buffer) = self.io.memory_mut().allocate(bytes) {
                 return Some(buffer);
             }
-            let largest = self.logs.iter_mut().max_by_key(|log| log.cache().bytes())?;
-            let evicted = largest.cache_mut().evict()?;
-            self.io.memory_mut().release(evicted);
+            if !self.shorten_a_tail() {
+                return None;
+            }
+        }
+    }
+
+    /// Lets go of the oldest part of the largest tail in memory; false when there is none.
+    fn shorten_a_tail(&mut self) -> bool {
+        let largest = self.logs.iter_mut().max_by_key(|log| log.cache().bytes());
+        let evicted = largest.and_then(|log| log.cache_mut().evict());
+        evicted.is_some_and(|buffer| {
+            self.io.memory_mut().release(buffer);
+            true
+        })
+    }
+
+    /// Appends to a log, or makes room for it, at the expense of all tails in memory: a log by
+    /// itself lets go of its own only.
+    pub(super) fn with_log<T>(
+        &mut self,
+        log: u32,
+        mut append: impl FnMut(&mut Log, &mut I) -> Result<T, AppendRefusal>,
+    ) -> Result<T, AppendRefusal> {
+        loop {
+            match append(&mut self.logs[log as usize], &mut self.io) {
+                Err(AppendRefusal::NoMemory) if self.shorten_a_tail() => {}
+                result => return result,
+            }
         }
     }
 

@@ -13,6 +13,7 @@ pub mod control;
 pub mod fetch;
 pub mod ingest;
 pub mod machine;
+pub mod message;
 pub mod output;
 pub mod shard;
 pub mod subscribe;

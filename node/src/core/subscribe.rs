@@ -173,12 +173,15 @@ impl<I: Io> Core<I> {
         self.start_fetch(asker, subscription.shard, request);
     }
 
-    /// An event was sent: what it held is used up, and the subscription goes on behind it.
+    /// An event was sent: what it held is used up, and the subscription goes on behind it; from a
+    /// time that nothing has reached yet, still from that time.
     pub(super) fn event_sent(&mut self, serial: u64, batch_bytes: u64, next: Offset) {
         let Some(subscription) = self.subscriptions.all.get_mut(&serial) else { return };
         subscription.fetch = None;
         subscription.credit = subscription.credit.saturating_sub(batch_bytes);
-        subscription.request.from = FetchFrom::Offset(next);
+        if batch_bytes > 0 || !matches!(subscription.request.from, FetchFrom::Time(_)) {
+            subscription.request.from = FetchFrom::Offset(next);
+        }
         self.subscriptions.ready.push_back(serial);
     }
 

@@ -9,7 +9,7 @@ use super::machine::{Core, CoreRequest, CoreSettings, Time};
 use crate::io::{Errno, FileId, Io};
 use crate::log::merge::{MergeError, Merged};
 use crate::log::scrub::ScrubReport;
-use crate::log::segments::AppendRefusal;
+use crate::log::segments::{AppendRefusal, Log};
 
 /// How often a core looks after its segments.
 const LOOK_US: u64 = 1_000_000;
@@ -93,7 +93,7 @@ impl<I: Io> Core<I> {
     }
 
     fn trim_aged(&mut self, log: usize, cutoff_ms: u64) -> Result<(), AppendRefusal> {
-        self.logs[log].end_aged_segment(&mut self.io, cutoff_ms)?;
+        self.with_log(log as u32, |log, io| log.end_aged_segment(io, cutoff_ms))?;
         if !self.logs[log].has_aged(cutoff_ms) {
             return Ok(());
         }
@@ -101,9 +101,10 @@ impl<I: Io> Core<I> {
             let extents = self.shards.at(shard).extents.clone();
             let mut trimmed = false;
             for place in extents.iter().filter(|place| place.log as usize == log) {
-                let log = &mut self.logs[log];
-                let Some(first_kept) = log.aged_until(place.number, cutoff_ms) else { break };
-                trimmed |= log.trim(&mut self.io, place.number, first_kept)?;
+                let aged_until = self.logs[log].aged_until(place.number, cutoff_ms);
+                let Some(first_kept) = aged_until else { break };
+                let trim = |log: &mut Log, io: &mut I| log.trim(io, place.number, first_kept);
+                trimmed |= self.with_log(log as u32, trim)?;
             }
             if trimmed {
                 self.forget_extents(shard);
@@ -117,9 +118,9 @@ impl<I: Io> Core<I> {
     pub(super) fn give_back(&mut self, log: usize) {
         let leaving = self.logs[log].leaving_count();
         // Without space for the record that says so, it is done when there is some.
-        let copied = self.logs[log].take_in_merged(&mut self.io);
+        let copied = self.with_log(log as u32, Log::take_in_merged);
         self.counters.bytes_copied += copied.unwrap_or(0);
-        let _ = self.logs[log].release_empty(&mut self.io);
+        let _ = self.with_log(log as u32, Log::release_empty);
         self.counters.segments_released += (self.logs[log].leaving_count() - leaving) as u64;
         while let Some(file) = self.logs[log].take_released() {
             if !self.logs[log].reuse(file, self.settings.free_segments_max) {

@@ -5,7 +5,7 @@
 //! survives a crash only by chance, block by block, until a sync that was *submitted* after its
 //! completion has completed. Writes that are in flight when the crash comes may survive in part.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use thalweg_wire::checksum::{Chain, crc32c};
@@ -59,6 +59,7 @@ struct SimFile {
 #[derive(Clone, Debug, Default)]
 pub struct SimDisk {
     files: Rc<RefCell<Vec<SimFile>>>,
+    misdirected: Rc<Cell<u64>>,
 }
 
 impl SimDisk {
@@ -87,6 +88,12 @@ impl SimDisk {
         let file = &mut self.files.borrow_mut()[file.0 as usize];
         file.live[at as usize] ^= 1 << bit;
         file.durable[at as usize] ^= 1 << bit;
+    }
+
+    /// Writes that landed elsewhere.
+    #[must_use]
+    pub fn misdirected(&self) -> u64 {
+        self.misdirected.get()
     }
 
     /// What a read sees of a file.
@@ -183,6 +190,8 @@ pub struct SimFaults {
     pub short_read: u64,
     /// A connection breaks at a receive or send.
     pub broken_connection: u64,
+    /// A write lands somewhere else in its file, and not where it should.
+    pub misdirected_write: u64,
 }
 
 #[derive(Debug)]
@@ -283,7 +292,14 @@ impl SimIo {
     }
 
     /// The power fails; what is left is on the disk.
-    pub fn crash(mut self) {
+    pub fn crash(self) {
+        let (disk, mut random) = (self.disk.clone(), self.random.clone());
+        disk.crash(self.stop(), &mut random);
+    }
+
+    /// Ends; answers the writes that were in flight, for a crash of a disk that several use.
+    #[must_use]
+    pub fn stop(mut self) -> Vec<(FileId, u64, Vec<u8>)> {
         let mut in_flight = Vec::new();
         for InFlight { operation, .. } in self.in_flight.drain(..) {
             match operation {
@@ -294,7 +310,7 @@ impl SimIo {
                 _ => {}
             }
         }
-        self.disk.crash(in_flight, &mut self.random);
+        in_flight
     }
 
     fn submit(&mut self, token: Token, operation: Operation, content: &[u8]) {
@@ -343,6 +359,13 @@ impl SimIo {
                 let mut written = bytes.len();
                 if self.random.once_in(self.faults.short_write) {
                     written = self.random.below(written as u64) as usize;
+                }
+                let mut at = at;
+                if self.random.once_in(self.faults.misdirected_write) {
+                    let blocks = self.disk.content(file).len() as u64 / BLOCK_BYTES;
+                    let room = blocks - bytes.len() as u64 / BLOCK_BYTES;
+                    at = self.random.below(room + 1) * BLOCK_BYTES;
+                    self.disk.misdirected.set(self.disk.misdirected.get() + 1);
                 }
                 // A write that was cut short is never durable, whatever was asked.
                 let durable = durable && written == bytes.len();

@@ -228,6 +228,10 @@ pub async fn recover(
         recovered.extents = with_runs(files, &mut recovered.sealed, scan.extents).await?;
         break;
     }
+    // Not before it is known that none of those that count is missing.
+    for file in std::mem::take(&mut inventory.torn) {
+        inventory.blank(files, file).await?;
+    }
     // Whatever has a header and does not count was released.
     recovered.free = inventory.free;
     recovered.free.extend(inventory.segments.values().map(|segment| segment.file));
@@ -270,10 +274,13 @@ impl Segment {
     }
 }
 
+#[derive(Default)]
 struct Inventory {
     segments: BTreeMap<u64, Segment>,
     free: Vec<usize>,
     unfinished: Vec<usize>,
+    /// Files whose first block is neither a header nor zeroes.
+    torn: Vec<usize>,
 }
 
 impl Inventory {
@@ -305,9 +312,7 @@ async fn take_inventory(
     log: u32,
     segment_bytes: u64,
 ) -> Result<Inventory, RecoveryError> {
-    let mut inventory =
-        Inventory { segments: BTreeMap::new(), free: Vec::new(), unfinished: Vec::new() };
-    let mut torn = Vec::new();
+    let mut inventory = Inventory::default();
     for (file, size) in files.sizes().into_iter().enumerate() {
         if size < segment_bytes {
             inventory.unfinished.push(file);
@@ -324,13 +329,12 @@ async fn take_inventory(
             }
             Err(HeaderFault::Version { found }) => return Err(RecoveryError::Version { found }),
             Err(_) if block.iter().all(|byte| *byte == 0) => inventory.free.push(file),
-            Err(_) => torn.push(file),
+            Err(_) => inventory.torn.push(file),
         }
     }
     let newest = inventory.segments.last_key_value().map_or(0, |(sequence, _)| *sequence);
-    for file in torn {
-        refuse_if_it_counted(files, file, newest, segment_bytes).await?;
-        inventory.blank(files, file).await?;
+    for file in &inventory.torn {
+        refuse_if_it_counted(files, *file, newest, segment_bytes).await?;
     }
     Ok(inventory)
 }

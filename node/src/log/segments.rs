@@ -41,8 +41,10 @@ pub enum AppendRefusal {
     Failed,
     /// The disk has no space for another segment.
     NoSpace,
-    /// Memory or zero-filled segments are used up for the moment.
+    /// Zero-filled segments are used up for the moment.
     Busy,
+    /// There is no memory, though nothing of this log's tail is kept in it any more.
+    NoMemory,
 }
 
 impl From<AppendRefusal> for Refusal {
@@ -50,7 +52,7 @@ impl From<AppendRefusal> for Refusal {
         match refusal {
             AppendRefusal::Failed => ErrorCode::LogFailed.into(),
             AppendRefusal::NoSpace => ErrorCode::NoSpace.into(),
-            AppendRefusal::Busy => ErrorCode::Overloaded.into(),
+            AppendRefusal::Busy | AppendRefusal::NoMemory => ErrorCode::Overloaded.into(),
         }
     }
 }
@@ -588,11 +590,11 @@ impl Log {
         self.close_gather(io);
         let kept = if bytes <= GATHER_BYTES { self.spare_gathers.pop() } else { None };
         let buffer = kept.or_else(|| self.allocate(io, bytes.max(GATHER_BYTES)));
-        self.gather = Some(Gather { buffer: buffer.ok_or(AppendRefusal::Busy)?, bytes: 0 });
+        self.gather = Some(Gather { buffer: buffer.ok_or(AppendRefusal::NoMemory)?, bytes: 0 });
         Ok(())
     }
 
-    /// A buffer, at the expense of the tail in memory.
+    /// A buffer, at the expense of this log's tail in memory.
     pub fn allocate(&mut self, io: &mut impl Io, bytes: usize) -> Option<BufferId> {
         loop {
             if let Some(buffer) = io.memory_mut().allocate(bytes) {
@@ -652,7 +654,7 @@ impl Log {
         let end = Lsn(open.base.0 + open.position);
         let (footer_at, footer) =
             encode_footer(&open.index, open.sequence, open.base, end, self.identity.segment_bytes);
-        let buffer = self.allocate(io, footer.len()).ok_or(AppendRefusal::Busy)?;
+        let buffer = self.allocate(io, footer.len()).ok_or(AppendRefusal::NoMemory)?;
         io.memory_mut().bytes_mut(buffer)[..footer.len()].copy_from_slice(&footer);
         let open = self.open.take().expect("there is an open segment");
         let piece = Piece { buffer, start: 0, bytes: footer.len() as u32 };
@@ -680,7 +682,7 @@ impl Log {
                 Some(buffer) => self.spare_gathers.push(buffer),
                 None => {
                     self.release_spare_gathers(io);
-                    return Err(AppendRefusal::Busy);
+                    return Err(AppendRefusal::NoMemory);
                 }
             }
         }
