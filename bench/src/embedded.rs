@@ -141,6 +141,7 @@ impl Target {
                     acks: 1,
                     replicas: [DiskId([0; 16]); 3],
                     store_generation: 0,
+                    account: 0,
                 })
                 .collect();
             Admin::connect(*address, ADMIN_TIMEOUT)?.open_extents(&opens)?;

@@ -167,6 +167,7 @@ impl NoopCore {
             boot: BootId(1),
             min_frame_bytes_per_s: 1,
             connections_max: 8,
+            in_flight_bytes_max: 2 << 20,
             free_segments_min: 2,
             free_segments_max: 3,
             retention_ms: None,
@@ -205,6 +206,7 @@ impl NoopCore {
             acks: 1,
             replicas: [DiskId([0; 16]); 3],
             store_generation: 0,
+            account: 0,
         };
         let frame = small_frame(FrameKind::OpenExtent, 0, 1, &open.encode());
         self.exchange(&frame);

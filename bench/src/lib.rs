@@ -17,6 +17,7 @@ pub mod machine;
 pub mod million;
 pub mod report;
 pub mod settings;
+pub mod tenants;
 pub mod verify;
 
 use std::process::ExitCode;
@@ -33,6 +34,7 @@ pub fn run(command: BenchCommand) -> ExitCode {
         BenchCommand::Latency(settings) => million::run("latency", &settings.as_workload()),
         BenchCommand::Burst(settings) => burst::run(settings),
         BenchCommand::Fanout(settings) => fanout::run(settings),
+        BenchCommand::Tenants(settings) => tenants::run(settings),
         BenchCommand::Limits(settings) => limits::run(settings),
     };
     match outcome {

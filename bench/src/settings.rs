@@ -25,6 +25,8 @@ pub enum BenchCommand {
     Burst(Common),
     /// One shard pushed to many subscribers: how long until each has a record
     Fanout(Fanout),
+    /// Quiet accounts, alone and beside a noisy one at its maximum: what that does to their acks
+    Tenants(Tenants),
     /// What the machine can do without a node: disk and loopback
     Limits(Common),
 }
@@ -176,6 +178,31 @@ impl Fanout {
         };
         one_shard.check()
     }
+}
+
+/// Settings of `tenants`.
+#[derive(Clone, Debug, Args, Serialize)]
+pub struct Tenants {
+    #[command(flatten)]
+    #[serde(flatten)]
+    #[allow(missing_docs)]
+    pub common: Common,
+    /// Seconds that count, alone and beside the noise each, 1 to 3600; a second of warm-up comes
+    /// before
+    #[arg(long, default_value_t = 5, value_name = "N")]
+    pub seconds: u64,
+    /// Shards of the quiet accounts, 1 to 100000
+    #[arg(long, default_value_t = 8, value_name = "N")]
+    pub accounts: u32,
+    /// Records a second of all quiet accounts together
+    #[arg(long, default_value_t = 4000, value_name = "N")]
+    pub rate: u64,
+    /// Bytes of each record's data, 16 to 10485000
+    #[arg(long, default_value_t = 1024, value_name = "N")]
+    pub record_bytes: usize,
+    /// Records of each batch of a quiet account, 1 to 16384
+    #[arg(long, default_value_t = 10, value_name = "N")]
+    pub batch_records: u32,
 }
 
 /// How many records to offer.

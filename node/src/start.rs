@@ -18,6 +18,7 @@ use thiserror::Error;
 
 use crate::background::{Background, FillJob, JobQueue, MergeTask, RecoverJob, ScrubTask};
 use crate::config::NodeConfig;
+use crate::core::fairness::IN_FLIGHT_BYTES;
 use crate::core::machine::{Core, CoreMessage, CoreRequest, CoreSettings, Time};
 use crate::core::shard::Placement;
 use crate::counters::{Counters, SharedCounters};
@@ -219,6 +220,7 @@ impl Node {
                     boot,
                     min_frame_bytes_per_s: config.min_frame_bytes_per_s,
                     connections_max: config.connections_per_core_max,
+                    in_flight_bytes_max: IN_FLIGHT_BYTES,
                     free_segments_min: FREE_SEGMENTS_MIN,
                     free_segments_max: segments_wanted + FREE_SEGMENTS_MORE,
                     retention_ms: retention_ms(&config),

@@ -255,5 +255,7 @@ fn open(extent: ExtentId, first_offset: u64) -> OpenExtent {
         acks: 1,
         replicas: [DiskId([0; 16]); 3],
         store_generation: 0,
+        // Accounts of several shards each.
+        account: u64::from(extent.shard.index % 3),
     }
 }

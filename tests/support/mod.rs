@@ -158,6 +158,7 @@ pub(crate) fn open(index: u32, shards: u32, limits: Option<ShardLimits>) -> Open
         acks: 1,
         replicas: [DiskId([0; 16]); 3],
         store_generation: 0,
+        account: 0,
     }
 }
 

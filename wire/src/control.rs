@@ -75,6 +75,8 @@ pub struct OpenExtent {
     pub replicas: [DiskId; limits::REPLICAS_MAX],
     /// Generation of the metadata store that sent the command; nodes refuse lower ones.
     pub store_generation: u64,
+    /// Whose the shard is: accounts share a node fairly. Zero: its stream is an account by itself.
+    pub account: u64,
 }
 
 impl OpenExtent {
@@ -100,6 +102,7 @@ impl OpenExtent {
         for (place, disk) in self.replicas.iter().enumerate() {
             put(&mut bytes, 112 + place * 16, disk.0);
         }
+        put(&mut bytes, 160, self.account.to_le_bytes());
         bytes
     }
 
@@ -125,7 +128,7 @@ impl OpenExtent {
         if !matches!((copies, acks), (1, 1) | (2, 2) | (3, 2)) {
             return Err(malformed("(copies, acks) is one of (1,1), (2,2), (3,2)"));
         }
-        if payload[160..] != [0; 32] {
+        if payload[168..] != [0; 24] {
             return Err(malformed("reserved bytes are not zero"));
         }
         Ok(OpenExtent {
@@ -139,6 +142,7 @@ impl OpenExtent {
             acks,
             replicas: [112, 128, 144].map(|at| DiskId(array_at(payload, at))),
             store_generation: u64_at(payload, 72),
+            account: u64_at(payload, 160),
         })
     }
 }
@@ -497,6 +501,7 @@ mod tests {
             acks: 2,
             replicas: [DiskId([9; 16]), DiskId([10; 16]), DiskId([11; 16])],
             store_generation: 12,
+            account: 0x0a0b,
         }
     }
 

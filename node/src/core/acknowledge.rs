@@ -90,6 +90,10 @@ impl<I: Io> Core<I> {
             let committed = pending.lsn <= durable;
             match pending.what {
                 Waiting::Batch { produce, item, admitted } => {
+                    if admitted.bytes > 0 {
+                        let account = self.shards.at(admitted.shard).account;
+                        self.accounts.left(account, u64::from(admitted.bytes));
+                    }
                     let ack = if committed {
                         self.commit(&admitted);
                         Ack { result: admitted.answer }

@@ -28,6 +28,8 @@ pub struct Admitted {
     pub shard: u32,
     /// Records stored; zero for a repetition.
     pub records: u32,
+    /// Bytes of the batch that are on their way with it; zero for a repetition.
+    pub bytes: u32,
     /// The answer.
     pub answer: Result<Stored, Refusal>,
 }
@@ -79,7 +81,7 @@ impl<I: Io> Core<I> {
     fn admit_again(&mut self, log: u32, shard: u32, answer: Result<Stored, Refusal>) -> Admitted {
         self.counters.duplicates += 1;
         let lsn = self.logs[log as usize].appended();
-        Admitted { log, lsn, shard, records: 0, answer }
+        Admitted { log, lsn, shard, records: 0, bytes: 0, answer }
     }
 
     /// The place of a shard, or where else to ask for it.
@@ -165,6 +167,9 @@ impl<I: Io> Core<I> {
             append_time_ms: header.append_time_ms,
             duplicate: false,
         });
-        Ok(Admitted { log: place.log, lsn, shard, records: header.records, answer })
+        let account = self.shards.at(shard).account;
+        self.accounts.appended(account, u64::from(piece.bytes), self.time.now_us);
+        let (log, records, bytes) = (place.log, header.records, piece.bytes);
+        Ok(Admitted { log, lsn, shard, records, bytes, answer })
     }
 }

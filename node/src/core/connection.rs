@@ -9,6 +9,7 @@ use thalweg_wire::codec::align_up;
 use thalweg_wire::error::Refusal;
 use thalweg_wire::frame::{FRAME_HEADER_BYTES, FrameHeader};
 
+use super::fairness::AccountPlace;
 use super::output::Output;
 use crate::io::arena::PAGE_BYTES;
 use crate::io::{BufferId, ConnectionId, Io, Piece};
@@ -98,6 +99,10 @@ pub struct Connection {
     pub receiving: bool,
     /// Whether it waits for memory.
     pub waits_for_memory: bool,
+    /// The account that it wrote for last.
+    pub account: Option<AccountPlace>,
+    /// Whether it waits for the turn of its account.
+    pub waits_for_turn: bool,
     /// When the frame that is being received must be whole, microseconds.
     pub frame_due_us: Option<u64>,
     /// What waits to be sent.
@@ -124,6 +129,8 @@ impl Connection {
             body: None,
             receiving: false,
             waits_for_memory: false,
+            account: None,
+            waits_for_turn: false,
             frame_due_us: None,
             output: Output::default(),
             requests: 0,
@@ -131,6 +138,12 @@ impl Connection {
             held_back: Vec::new(),
             ending: Ending::No,
         }
+    }
+
+    /// Whether it waits for something that the core will give it.
+    #[must_use]
+    pub fn waits(&self) -> bool {
+        self.waits_for_memory || self.waits_for_turn
     }
 
     /// Whether frames are taken from it now.

@@ -15,7 +15,7 @@ use thalweg_wire::limits;
 
 use super::connection::ConnectionKey;
 use super::machine::Core;
-use super::shard::{Buckets, ExtentPlace, Shard, range_of};
+use super::shard::{Buckets, ExtentPlace, Shard, account_of, range_of};
 use crate::io::{Io, Piece};
 use crate::log::extent::{EXTENT_END_BYTES, ExtentEnd, ExtentRecord, Producers, RECORD_BYTES_MAX};
 use crate::log::format::FrameKind as LogFrameKind;
@@ -127,6 +127,7 @@ impl<I: Io> Core<I> {
             committed_ms: 0,
             buckets,
             waiting: Vec::new(),
+            account: self.accounts.place(account_of(&open)),
         });
         let (epoch, first) = (id.epoch, open.first_offset);
         Ok(Obeyed { log, lsn, epoch, earliest: first, end: first })

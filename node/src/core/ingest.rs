@@ -46,6 +46,10 @@ impl<I: Io> Core<I> {
             match self.admit(*piece, placement) {
                 Ok(admitted) => {
                     kept |= in_place && admitted.records > 0;
+                    let account = self.shards.at(admitted.shard).account;
+                    if let Some(connection) = self.connection(key) {
+                        connection.account = Some(account);
+                    }
                     self.wait_for_commit(produce, item, admitted);
                 }
                 Err(refusal) => self.decide(produce, item, Ack::refused(refusal)),

@@ -18,6 +18,7 @@ use super::acknowledge::{Pending, ProduceInProgress};
 use super::connection::{
     Connection, ConnectionKey, Ending, LARGE_FRAME_BYTES, LARGE_FRAMES_MAX, Payload, Progress,
 };
+use super::fairness::Accounts;
 use super::fetch::{Fetch, FooterCache, Reading};
 pub use super::message::{CoreMessage, CoreRequest, CoreSettings, Time};
 use super::shard::{Placement, Shards};
@@ -62,10 +63,11 @@ pub struct Core<I: Io> {
     pub(super) subscriptions: Subscriptions,
     pub(super) footers: FooterCache,
     pub(super) counters: Counters,
-    connections: HashMap<ConnectionId, Connection>,
+    pub(super) connections: HashMap<ConnectionId, Connection>,
+    pub(super) accounts: Accounts,
     serials: u64,
     /// Connections whose output or input may go on, to be looked at once a turn.
-    touched: Vec<ConnectionId>,
+    pub(super) touched: Vec<ConnectionId>,
     /// Memory for the next round of them.
     spare: Vec<ConnectionId>,
     waiting_for_memory: VecDeque<ConnectionKey>,
@@ -92,7 +94,8 @@ impl<I: Io> Core<I> {
         logs: Vec<Log>,
         time: Time,
     ) -> Core<I> {
-        let shards = Shards::from_logs(&logs, time.now_us);
+        let mut accounts = Accounts::new(settings.in_flight_bytes_max);
+        let shards = Shards::from_logs(&logs, &mut accounts, time.now_us);
         for place in shards.places() {
             placement.claim(shards.at(place).id, settings.core);
         }
@@ -117,6 +120,7 @@ impl<I: Io> Core<I> {
             footers,
             counters: Counters::default(),
             connections: HashMap::new(),
+            accounts,
             serials: 0,
             touched: Vec::new(),
             spare: Vec::new(),
@@ -300,8 +304,9 @@ impl<I: Io> Core<I> {
     }
 
     fn settle(&mut self) {
+        (0..self.logs.len()).for_each(|log| self.acknowledge(log));
+        self.resume_turns();
         for log in 0..self.logs.len() {
-            self.acknowledge(log);
             self.give_back(log);
             self.logs[log].pump(&mut self.io);
             self.note_sync(log as u32);
@@ -377,13 +382,17 @@ impl<I: Io> Core<I> {
     }
 
     /// Serves the frames that have arrived on a connection, as far as it may.
-    fn serve_frames(&mut self, id: ConnectionId) {
+    pub(super) fn serve_frames(&mut self, id: ConnectionId) {
         loop {
             let Some(connection) = self.connections.get_mut(&id) else { return };
             if connection.receiving || !connection.takes_frames() || self.stopping {
                 return;
             }
             let key = connection.key;
+            if !self.has_turn(key) {
+                return;
+            }
+            let connection = self.connections.get_mut(&id).expect("it is there");
             match connection.next_frame(&mut self.io) {
                 Progress::Frame(header, payload) => {
                     if header.payload_bytes as usize > LARGE_FRAME_BYTES {
@@ -608,7 +617,7 @@ impl<I: Io> Core<I> {
         }
         match connection.ending {
             Ending::No => {
-                if !connection.receiving && !connection.waits_for_memory {
+                if !connection.receiving && !connection.waits() {
                     // Frames may have been left while it was not allowed to have more taken.
                     self.serve_frames(id);
                     self.receive(id);
@@ -633,7 +642,7 @@ impl<I: Io> Core<I> {
     fn receive(&mut self, id: ConnectionId) {
         let stopping = self.stopping;
         let Some(connection) = self.connections.get_mut(&id) else { return };
-        let may = connection.takes_frames() && !connection.waits_for_memory && !stopping;
+        let may = connection.takes_frames() && !connection.waits() && !stopping;
         if may && !connection.receiving {
             connection.receive(&mut self.io);
         }

@@ -32,6 +32,8 @@ pub struct CoreSettings {
     pub min_frame_bytes_per_s: u64,
     /// See [`crate::config::NodeConfig`].
     pub connections_max: usize,
+    /// Bytes of batches that may be on their way when several accounts write.
+    pub in_flight_bytes_max: u64,
     /// Segments that each log should have in wait, zero-filled or used before.
     pub free_segments_min: usize,
     /// Segments that a log keeps in wait at most; the files of others are removed.

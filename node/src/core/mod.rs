@@ -1,7 +1,8 @@
 //! A core: the state machine that owns shards, connections and logs, and never blocks.
 //!
 //! The way of a record: [`connection`] receives a frame, [`ingest`] takes its batches apart,
-//! [`admission`] decides and assigns, the log makes them durable, [`acknowledge`] answers.
+//! [`admission`] decides and assigns, the log makes them durable, [`acknowledge`] answers;
+//! [`fairness`] keeps accounts from filling the way for others.
 //! [`fetch`] reads back, [`subscribe`] pushes, [`control`] obeys a controller,
 //! [`upkeep`] gives space back and has what rests checked, [`machine`] turns it all.
 
@@ -10,6 +11,7 @@ pub mod admission;
 pub mod bucket;
 pub mod connection;
 pub mod control;
+pub mod fairness;
 pub mod fetch;
 pub mod ingest;
 pub mod machine;

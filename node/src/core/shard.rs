@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::RwLock;
 
-use thalweg_wire::control::ShardLimits;
+use thalweg_wire::control::{OpenExtent, ShardLimits};
 use thalweg_wire::hash_range::HashRange;
 use thalweg_wire::ids::{Epoch, Offset, ShardId};
 
 use super::bucket::TokenBucket;
+use super::fairness::{AccountId, AccountPlace, Accounts};
 use crate::log::segments::Log;
 
 /// Where an extent is: the log of the core, and the log's number for it.
@@ -59,6 +60,8 @@ pub struct Shard {
     pub committed: Offset,
     /// Append time of the last committed batch, milliseconds since 1970.
     pub committed_ms: u64,
+    /// Whose it is.
+    pub account: AccountPlace,
     /// Write limits; none for raw benchmarks.
     pub buckets: Option<Buckets>,
     /// Fetches that wait for a commit.
@@ -102,7 +105,7 @@ pub struct Shards {
 impl Shards {
     /// The shards that the extents of `logs` make up.
     #[must_use]
-    pub fn from_logs(logs: &[Log], now_us: u64) -> Shards {
+    pub fn from_logs(logs: &[Log], accounts: &mut Accounts, now_us: u64) -> Shards {
         let mut chains: BTreeMap<ShardId, Vec<(Epoch, ExtentPlace)>> = BTreeMap::new();
         for (log, content) in (0..).zip(logs) {
             for (number, extent) in content.extents() {
@@ -123,6 +126,7 @@ impl Shards {
                 committed_ms: record.last_append_ms,
                 buckets: record.open.limits.as_ref().map(|limits| Buckets::empty(limits, now_us)),
                 waiting: Vec::new(),
+                account: accounts.place(account_of(&record.open)),
                 extents,
             });
         }
@@ -191,6 +195,15 @@ impl Placement {
     pub fn core_of(&self, shard: ShardId) -> Option<u16> {
         let cores = self.cores.read().unwrap_or_else(std::sync::PoisonError::into_inner);
         cores.get(&shard).copied()
+    }
+}
+
+/// Whose shard a command opens.
+#[must_use]
+pub fn account_of(open: &OpenExtent) -> AccountId {
+    match open.account {
+        0 => AccountId::Stream(open.extent.shard.stream),
+        account => AccountId::Named(account),
     }
 }
 

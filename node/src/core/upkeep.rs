@@ -193,6 +193,7 @@ mod tests {
             boot: BootId(1),
             min_frame_bytes_per_s: 1,
             connections_max: 1,
+            in_flight_bytes_max: 1 << 20,
             free_segments_min: 1,
             free_segments_max: 1,
             retention_ms: Some(10_000),

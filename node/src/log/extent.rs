@@ -339,6 +339,7 @@ pub(crate) mod tests {
                 acks: 1,
                 replicas: [DiskId([0; 16]); 3],
                 store_generation: 0,
+                account: 0,
             },
             state: ExtentState::Open,
             recovery_epoch: Epoch(0),

@@ -1,0 +1,231 @@
+//! Fairness between accounts: no account fills the way to the disk with its batches while others
+//! use it too.
+//!
+//! What an account has on its way, appended and not durable, is counted. As long as one account
+//! writes there is no limit. When several do, the sum is kept so small that a batch finds a short
+//! queue, and an account beyond its share of it waits: its connections are not served, and by and
+//! by not received from. They are served again in turns of accounts, one connection a turn.
+//!
+//! Bytes on their way do the work of the deficits of a deficit round robin (Shreedhar and
+//! Varghese, 1995): an account whose frames are larger has its turn later.
+
+use std::collections::{HashMap, VecDeque};
+
+use thalweg_wire::ids::StreamId;
+
+use super::connection::ConnectionKey;
+use super::machine::Core;
+use crate::io::Io;
+
+/// Bytes of batches on their way in a core, when several accounts write: a millisecond of a fast
+/// disk, and enough to keep it at work.
+pub const IN_FLIGHT_BYTES: u64 = 2 << 20;
+/// However many others there are, an account may have on its way what one over this of that is.
+const SHARES_MAX: u64 = 32;
+/// Accounts that wrote within one or two of these count as writing.
+const ROUND_US: u64 = 500_000;
+
+/// Whose a shard is.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum AccountId {
+    /// As the command that opened it says.
+    Named(u64),
+    /// It says nothing: each stream is for itself.
+    Stream(StreamId),
+}
+
+#[derive(Debug, Default)]
+struct Account {
+    in_flight_bytes: u64,
+    /// The round in which it wrote last.
+    round: u64,
+    /// Connections that wait for their turn.
+    waiting: VecDeque<ConnectionKey>,
+}
+
+/// An account's place in its core.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct AccountPlace(u32);
+
+/// The accounts of a core's shards.
+#[derive(Debug, Default)]
+pub struct Accounts {
+    all: Vec<Account>,
+    places: HashMap<AccountId, AccountPlace>,
+    in_flight_bytes: u64,
+    in_flight_bytes_max: u64,
+    round: u64,
+    round_ends_us: u64,
+    /// Accounts that wrote in this round, and in the one before.
+    writing: (u64, u64),
+    /// Those with connections that wait, the next first.
+    turns: VecDeque<AccountPlace>,
+}
+
+impl Accounts {
+    /// None yet; all together may have so many bytes on their way when several write.
+    #[must_use]
+    pub fn new(in_flight_bytes_max: u64) -> Accounts {
+        Accounts { in_flight_bytes_max, ..Accounts::default() }
+    }
+
+    /// The place of an account, new or not.
+    pub fn place(&mut self, id: AccountId) -> AccountPlace {
+        let next = AccountPlace(self.all.len() as u32);
+        let place = *self.places.entry(id).or_insert(next);
+        if place == next {
+            self.all.push(Account::default());
+        }
+        place
+    }
+
+    fn at(&mut self, place: AccountPlace) -> &mut Account {
+        &mut self.all[place.0 as usize]
+    }
+
+    /// A batch of the account was appended.
+    pub fn appended(&mut self, place: AccountPlace, bytes: u64, now_us: u64) {
+        self.begin_round(now_us);
+        let account = &mut self.all[place.0 as usize];
+        if account.round != self.round {
+            account.round = self.round;
+            self.writing.0 += 1;
+        }
+        account.in_flight_bytes += bytes;
+        self.in_flight_bytes += bytes;
+    }
+
+    /// A batch of the account is durable, or never will be.
+    pub fn left(&mut self, place: AccountPlace, bytes: u64) {
+        self.at(place).in_flight_bytes -= bytes;
+        self.in_flight_bytes -= bytes;
+    }
+
+    fn begin_round(&mut self, now_us: u64) {
+        if now_us < self.round_ends_us {
+            return;
+        }
+        // After a silence both are over.
+        let silent = now_us >= self.round_ends_us + ROUND_US;
+        self.writing = (0, if silent { 0 } else { self.writing.0 });
+        self.round += 1;
+        self.round_ends_us = now_us + ROUND_US;
+    }
+
+    /// Whether another frame of the account may be served.
+    #[must_use]
+    pub fn may_go_on(&self, place: AccountPlace) -> bool {
+        let writing = self.writing.0.max(self.writing.1);
+        if writing < 2 || self.in_flight_bytes < self.in_flight_bytes_max {
+            return true;
+        }
+        let share = self.in_flight_bytes_max / writing.min(SHARES_MAX);
+        self.all[place.0 as usize].in_flight_bytes < share
+    }
+
+    /// A connection of the account waits for its turn.
+    pub fn wait(&mut self, place: AccountPlace, connection: ConnectionKey) {
+        let account = self.at(place);
+        account.waiting.push_back(connection);
+        if account.waiting.len() == 1 {
+            self.turns.push_back(place);
+        }
+    }
+
+    /// The connection whose turn it is: the first of the next account that may go on.
+    pub fn next_turn(&mut self) -> Option<ConnectionKey> {
+        for _ in 0..self.turns.len() {
+            let place = self.turns.pop_front().expect("counted");
+            if !self.may_go_on(place) {
+                self.turns.push_back(place);
+                continue;
+            }
+            let account = self.at(place);
+            let connection = account.waiting.pop_front();
+            if !account.waiting.is_empty() {
+                self.turns.push_back(place);
+            }
+            return connection;
+        }
+        None
+    }
+}
+
+impl<I: Io> Core<I> {
+    /// Whether the connection's next frame may be served; if not, it waits for its turn. A
+    /// connection is of the account that it wrote for last.
+    pub(super) fn has_turn(&mut self, key: ConnectionKey) -> bool {
+        let Some(connection) = self.connections.get_mut(&key.id) else { return false };
+        let Some(account) = connection.account else { return true };
+        if self.accounts.may_go_on(account) {
+            return true;
+        }
+        // Its sender is not late while it is us who do not take the frame.
+        connection.frame_due_us = None;
+        if !std::mem::replace(&mut connection.waits_for_turn, true) {
+            self.accounts.wait(account, key);
+        }
+        false
+    }
+
+    /// Connections that waited for their turn go on, as far as they may.
+    pub(super) fn resume_turns(&mut self) {
+        while let Some(key) = self.accounts.next_turn() {
+            let Some(connection) = self.connection(key) else { continue };
+            connection.waits_for_turn = false;
+            self.serve_frames(key.id);
+            self.touched.push(key.id);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::ConnectionId;
+
+    fn accounts() -> (Accounts, AccountPlace, AccountPlace) {
+        let mut accounts = Accounts::new(IN_FLIGHT_BYTES);
+        let noisy = accounts.place(AccountId::Named(1));
+        let quiet = accounts.place(AccountId::Stream(StreamId(1)));
+        assert_ne!(noisy, quiet);
+        assert_eq!(accounts.place(AccountId::Named(1)), noisy);
+        (accounts, noisy, quiet)
+    }
+
+    fn key(number: u32) -> ConnectionKey {
+        ConnectionKey { id: ConnectionId(number), serial: u64::from(number) }
+    }
+
+    #[test]
+    fn an_account_alone_has_no_limit() {
+        let (mut accounts, noisy, _) = accounts();
+        accounts.appended(noisy, 100 << 20, 0);
+        assert!(accounts.may_go_on(noisy));
+    }
+
+    #[test]
+    fn beside_others_an_account_keeps_to_its_share_of_a_short_queue() {
+        let (mut accounts, noisy, quiet) = accounts();
+        accounts.appended(quiet, 1000, 0);
+        accounts.left(quiet, 1000);
+        accounts.appended(noisy, IN_FLIGHT_BYTES - 1, 1000);
+        assert!(accounts.may_go_on(noisy), "what others do not use is its");
+        accounts.appended(noisy, 2, 2000);
+        assert!(!accounts.may_go_on(noisy) && accounts.may_go_on(quiet));
+        accounts.left(noisy, IN_FLIGHT_BYTES / 2);
+        assert!(accounts.may_go_on(noisy));
+        // The other has not written for a while.
+        accounts.appended(noisy, IN_FLIGHT_BYTES, 2 * ROUND_US + 10);
+        assert!(accounts.may_go_on(noisy));
+    }
+
+    #[test]
+    fn turns_go_round_among_accounts() {
+        let (mut accounts, noisy, quiet) = accounts();
+        [key(1), key(2), key(3)].into_iter().for_each(|key| accounts.wait(noisy, key));
+        accounts.wait(quiet, key(4));
+        let order: Vec<_> = std::iter::from_fn(|| accounts.next_turn()).collect();
+        assert_eq!(order, [key(1), key(4), key(2), key(3)]);
+    }
+}
