@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use hdrhistogram::Histogram;
@@ -63,9 +64,12 @@ pub struct Driven {
     pub failures: (u64, Option<String>),
 }
 
-/// Progress, for who watches.
+/// What a drive and who watches it tell each other.
 #[derive(Default)]
 pub struct Progress {
+    /// Acked records after which the drive ends, before its time is over; what is under way then
+    /// is waited for.
+    pub records_max: Option<u64>,
     /// Records acked.
     pub records: AtomicU64,
     /// Longest latency since it was last looked at, microseconds.
@@ -137,7 +141,10 @@ pub fn drive(
                 .expect("a thread for the generator")
         })
         .collect();
-    let processor_s = measure_processor(begin, span);
+    let (span, processor_s) = match progress.records_max {
+        None => (span, measure_processor(begin, span)),
+        Some(_) => measure_threads(begin, &threads),
+    };
     let mut driven = Driven {
         records: 0,
         bytes: 0,
@@ -178,6 +185,20 @@ pub fn measure_processor(begin: Instant, span: Duration) -> f64 {
     let before = processor_seconds();
     std::thread::sleep((begin + span).saturating_duration_since(Instant::now()));
     processor_seconds() - before
+}
+
+/// Sleeps until the threads end, which may be before `begin`; answers the span from then on, and
+/// the processor time that the process used in it, seconds.
+fn measure_threads<T>(begin: Instant, threads: &[JoinHandle<T>]) -> (Duration, f64) {
+    let ended = || threads.iter().all(JoinHandle::is_finished);
+    while Instant::now() < begin && !ended() {
+        std::thread::sleep(NAP.min(begin.saturating_duration_since(Instant::now())));
+    }
+    let before = processor_seconds();
+    while !ended() {
+        std::thread::sleep(NAP);
+    }
+    (begin.elapsed(), processor_seconds() - before)
 }
 
 /// Shards of a thread: each thread has some of every core.
@@ -269,6 +290,12 @@ impl GeneratorPlan {
         Generator { plan: self, producer, source, sent, part, next_lane: 0 }.run()
     }
 
+    /// Whether as much was acked as the drive is for.
+    fn has_enough(&self) -> bool {
+        let records = || self.progress.records.load(Ordering::Relaxed);
+        self.progress.records_max.is_some_and(|most| records() >= most)
+    }
+
     /// Time between two batches of this thread; none at the maximum.
     fn interval(&self) -> Option<Duration> {
         match self.workload.rate {
@@ -310,7 +337,7 @@ impl Generator {
                 self.send(lane, intended);
                 intended += interval;
             }
-            if intended >= self.plan.end {
+            if intended >= self.plan.end || self.plan.has_enough() {
                 return Ok(());
             }
             let wait = intended.saturating_duration_since(Instant::now()).min(NAP);
@@ -322,7 +349,7 @@ impl Generator {
     }
 
     fn run_at_most(&mut self) -> Result<(), BenchError> {
-        while Instant::now() < self.plan.end {
+        while Instant::now() < self.plan.end && !self.plan.has_enough() {
             while let Some(lane) = self.lane_with_room() {
                 self.send(lane, Instant::now());
             }

@@ -6,6 +6,7 @@
 //! back, [`report`] says what came of it.
 
 pub mod burst;
+pub mod catchup;
 pub mod drive;
 pub mod embedded;
 pub mod error;
@@ -33,6 +34,7 @@ pub fn run(command: BenchCommand) -> ExitCode {
         BenchCommand::Latency(settings) => million::run("latency", &settings.as_workload()),
         BenchCommand::Burst(settings) => burst::run(settings),
         BenchCommand::Fanout(settings) => fanout::run(settings),
+        BenchCommand::Catchup(settings) => catchup::run(settings),
         BenchCommand::Limits(settings) => limits::run(settings),
     };
     match outcome {

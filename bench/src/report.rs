@@ -31,6 +31,7 @@ pub struct Report {
     pub read_back_bytes_per_s: Option<f64>,
     pub warm_tail_bytes_per_s: Option<f64>,
     pub slowest_sync_us: Option<u64>,
+    pub restart_ms: Option<u64>,
     pub resident_bytes_max: u64,
     pub node: serde_json::Value,
     pub limits: Limits,
@@ -66,6 +67,7 @@ impl Report {
             read_back_bytes_per_s: None,
             warm_tail_bytes_per_s: None,
             slowest_sync_us: None,
+            restart_ms: None,
             resident_bytes_max: resident_bytes_max(),
             node: serde_json::Value::Null,
             limits,
@@ -139,6 +141,9 @@ impl Report {
         if let Some(bytes) = self.read_back_bytes_per_s {
             let of_disk = percent(self.disk_read_ratio);
             line("read back", format!("{} ({of_disk} of the disk)", rate(bytes)));
+        }
+        if let Some(ms) = self.restart_ms {
+            line("start after a stop", format!("{ms} ms"));
         }
         line("memory, most", format!("{} MiB", self.resident_bytes_max >> 20));
         line("verified", if self.verified { "every acked record".into() } else { "no".into() });

@@ -1,6 +1,7 @@
 //! What to run, as the command line says it, and checked.
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -14,6 +15,9 @@ use thalweg_wire::limits::{
 use crate::error::BenchError;
 use crate::generator::KEY_BYTES_MAX;
 
+/// Longest span that counts, of workloads that are not made for more.
+const SECONDS_MAX: u64 = 3600;
+
 /// A workload and its settings.
 #[derive(Debug, Subcommand)]
 pub enum BenchCommand {
@@ -25,6 +29,9 @@ pub enum BenchCommand {
     Burst(Common),
     /// One shard pushed to many subscribers: how long until each has a record
     Fanout(Fanout),
+    /// Writes some GiB, restarts the node and reads all of it from disk: how fast who was away
+    /// catches up
+    Catchup(Catchup),
     /// What the machine can do without a node: disk and loopback
     Limits(Common),
 }
@@ -154,10 +161,7 @@ impl Fanout {
     /// # Errors
     /// [`BenchError::Setting`].
     pub fn check(&self) -> Result<(), BenchError> {
-        if !(1..=1000).contains(&self.subscribers) {
-            let (found, expected) = (self.subscribers.to_string(), "1 to 1000".into());
-            return Err(BenchError::Setting { flag: "subscribers", found, expected });
-        }
+        in_range("subscribers", self.subscribers as u64, 1..=1000)?;
         if self.rate == 0 {
             let (found, expected) = ("0".into(), "at least 1".into());
             return Err(BenchError::Setting { flag: "rate", found, expected });
@@ -175,6 +179,55 @@ impl Fanout {
             input: None,
         };
         one_shard.check()
+    }
+}
+
+/// Settings of `catchup`.
+#[derive(Clone, Debug, Args, Serialize)]
+pub struct Catchup {
+    #[command(flatten)]
+    #[serde(flatten)]
+    #[allow(missing_docs)]
+    pub common: Common,
+    /// GiB of record data to write and read back, 1 to 65536; there must be space for a tenth more
+    #[arg(long, default_value_t = 10, value_name = "N")]
+    pub gib: u64,
+    /// Bytes of each record's data, 16 to 10485000
+    #[arg(long, default_value_t = 1024, value_name = "N")]
+    pub record_bytes: usize,
+    /// Records of each batch, 1 to 16384 [default: 500, or 1000 for records up to 256 bytes]
+    #[arg(long, value_name = "N")]
+    pub batch_records: Option<u32>,
+    /// Shards, 1 to 100000
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    pub shards: u32,
+}
+
+impl Catchup {
+    /// The writing half as a workload without an end of its own.
+    #[must_use]
+    pub fn as_workload(&self) -> Workload {
+        Workload {
+            common: self.common.clone(),
+            seconds: SECONDS_MAX,
+            rate: Rate::Max,
+            record_bytes: self.record_bytes,
+            batch_records: self.batch_records,
+            shards: self.shards,
+            connections: None,
+            window_bytes: 4 << 20,
+            node: None,
+            input: None,
+        }
+    }
+
+    /// Refuses what cannot be.
+    ///
+    /// # Errors
+    /// [`BenchError::Setting`].
+    pub fn check(&self) -> Result<(), BenchError> {
+        in_range("gib", self.gib, 1..=65_536)?;
+        self.as_workload().check()
     }
 }
 
@@ -206,7 +259,23 @@ impl FromStr for Rate {
     }
 }
 
+/// Refuses a whole number that is out of its range.
+fn in_range(flag: &'static str, found: u64, range: RangeInclusive<u64>) -> Result<(), BenchError> {
+    if range.contains(&found) {
+        return Ok(());
+    }
+    let expected = format!("{} to {}", range.start(), range.end());
+    Err(BenchError::Setting { flag, found: found.to_string(), expected })
+}
+
 impl Workload {
+    /// Bytes that a record takes in a log, nearly: with its entry, and its share of the batch's
+    /// header and padding.
+    #[must_use]
+    pub fn stored_bytes_per_record(&self) -> f64 {
+        self.record_bytes as f64 + 64.0 + 4096.0 / f64::from(self.batch_records())
+    }
+
     /// Records of each batch.
     #[must_use]
     pub fn batch_records(&self) -> u32 {
@@ -218,12 +287,18 @@ impl Workload {
     /// # Errors
     /// [`BenchError::Setting`].
     pub fn check(&self) -> Result<(), BenchError> {
+        in_range("seconds", self.seconds, 1..=SECONDS_MAX)?;
+        self.check_sizes()
+    }
+
+    /// As [`Workload::check`], for runs of any length.
+    ///
+    /// # Errors
+    /// [`BenchError::Setting`].
+    pub fn check_sizes(&self) -> Result<(), BenchError> {
         let wrong = |flag, found: String, expected: &str| {
             Err(BenchError::Setting { flag, found, expected: expected.into() })
         };
-        if !(1..=3600).contains(&self.seconds) {
-            return wrong("seconds", self.seconds.to_string(), "1 to 3600");
-        }
         if !(1..=100_000).contains(&self.shards) {
             return wrong("shards", self.shards.to_string(), "1 to 100000");
         }
