@@ -165,6 +165,7 @@ fn help_and_version_are_there() {
         &["bench", "limits", "--help"],
         &["bench", "fanout", "--help"],
         &["bench", "catchup", "--help"],
+        &["bench", "shards", "--help"],
     ] {
         let output = run(arguments);
         assert!(output.status.success() && !output.stdout.is_empty(), "{arguments:?}");

@@ -23,18 +23,28 @@ pub struct EmbeddedNode {
 }
 
 /// A directory that this run made and removes.
-struct DirectoryOfRun {
+pub struct DirectoryOfRun {
     path: PathBuf,
     parent_was_made: bool,
 }
 
 impl DirectoryOfRun {
-    fn make(parent: &Path) -> Result<DirectoryOfRun, BenchError> {
+    /// Makes one below `parent`.
+    ///
+    /// # Errors
+    /// [`BenchError::File`].
+    pub fn make(parent: &Path) -> Result<DirectoryOfRun, BenchError> {
         let parent_was_made = !parent.exists();
         let path = parent.join(format!("run-{}", std::process::id()));
         std::fs::create_dir_all(&path)
             .map_err(|source| BenchError::File { path: path.clone(), source })?;
         Ok(DirectoryOfRun { path, parent_was_made })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 }
 

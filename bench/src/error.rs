@@ -41,6 +41,14 @@ pub enum BenchError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A node in a process of its own could not be used.
+    #[error("{what}: {source}")]
+    Process {
+        /// What happened.
+        what: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// A generator thread ended early.
     #[error("a generator thread panicked")]
     Panicked,

@@ -16,8 +16,10 @@ pub mod hotpaths;
 pub mod limits;
 pub mod machine;
 pub mod million;
+pub mod process;
 pub mod report;
 pub mod settings;
+pub mod shards;
 pub mod verify;
 
 use std::process::ExitCode;
@@ -35,6 +37,7 @@ pub fn run(command: BenchCommand) -> ExitCode {
         BenchCommand::Burst(settings) => burst::run(settings),
         BenchCommand::Fanout(settings) => fanout::run(settings),
         BenchCommand::Catchup(settings) => catchup::run(settings),
+        BenchCommand::Shards(settings) => shards::run(settings),
         BenchCommand::Limits(settings) => limits::run(settings),
     };
     match outcome {

@@ -32,6 +32,7 @@ pub struct Report {
     pub warm_tail_bytes_per_s: Option<f64>,
     pub slowest_sync_us: Option<u64>,
     pub restart_ms: Option<u64>,
+    pub resident_bytes: Option<u64>,
     pub resident_bytes_max: u64,
     pub node: serde_json::Value,
     pub limits: Limits,
@@ -68,6 +69,7 @@ impl Report {
             warm_tail_bytes_per_s: None,
             slowest_sync_us: None,
             restart_ms: None,
+            resident_bytes: None,
             resident_bytes_max: resident_bytes_max(),
             node: serde_json::Value::Null,
             limits,
@@ -113,19 +115,22 @@ impl Report {
     /// Prints the report for a person: the two figures that matter first.
     pub fn print(&self) {
         let line = |name: &str, value: String| println!("  {name:<22}{value}");
-        let records = self.records_per_s.unwrap_or(0.0);
         println!();
-        println!("  {} records/s    p99 {}", grouped(records), micros(self.p99_us));
-        println!();
-        let bytes = self.bytes_per_s.unwrap_or(0.0);
-        let batches = self.batches_per_s.unwrap_or(0.0);
-        line("written", format!("{} ({} batches/s)", rate(bytes), grouped(batches)));
+        if let Some(records) = self.records_per_s {
+            println!("  {} records/s    p99 {}", grouped(records), micros(self.p99_us));
+            println!();
+        }
+        if let (Some(bytes), Some(batches)) = (self.bytes_per_s, self.batches_per_s) {
+            line("written", format!("{} ({} batches/s)", rate(bytes), grouped(batches)));
+        }
         if self.disk_write_ratio.is_some() {
             line("of the disk, synced", percent(self.disk_write_ratio));
         }
-        let p50 = micros(self.p50_us);
-        let (p999, max) = (micros(self.p999_us), micros(self.max_us));
-        line("p50 / p99.9 / max", format!("{p50} / {p999} / {max}"));
+        if self.p50_us.is_some() {
+            let p50 = micros(self.p50_us);
+            let (p999, max) = (micros(self.p999_us), micros(self.max_us));
+            line("p50 / p99.9 / max", format!("{p50} / {p999} / {max}"));
+        }
         if let Some(us) = self.slowest_sync_us {
             line("slowest sync", micros(Some(us)));
         }
@@ -133,7 +138,7 @@ impl Report {
             line("processor", format!("{cpu:.2} s a GB"));
         }
         if let Some(busy) = self.processors_busy {
-            line("processors busy", format!("{busy:.2}"));
+            line("processors busy", format!("{busy:.3}"));
         }
         if let Some(bytes) = self.warm_tail_bytes_per_s {
             line("tail from memory", rate(bytes));
@@ -144,6 +149,9 @@ impl Report {
         }
         if let Some(ms) = self.restart_ms {
             line("start after a stop", format!("{ms} ms"));
+        }
+        if let Some(bytes) = self.resident_bytes {
+            line("memory", format!("{} MiB", bytes >> 20));
         }
         line("memory, most", format!("{} MiB", self.resident_bytes_max >> 20));
         line("verified", if self.verified { "every acked record".into() } else { "no".into() });

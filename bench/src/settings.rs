@@ -32,6 +32,9 @@ pub enum BenchCommand {
     /// Writes some GiB, restarts the node and reads all of it from disk: how fast who was away
     /// catches up
     Catchup(Catchup),
+    /// Very many shards, few of them written: how long the node takes to start with them, its
+    /// memory, and what it does while nothing happens
+    Shards(Shards),
     /// What the machine can do without a node: disk and loopback
     Limits(Common),
 }
@@ -228,6 +231,36 @@ impl Catchup {
     pub fn check(&self) -> Result<(), BenchError> {
         in_range("gib", self.gib, 1..=65_536)?;
         self.as_workload().check()
+    }
+}
+
+/// Settings of `shards`.
+#[derive(Clone, Debug, Args, Serialize)]
+pub struct Shards {
+    #[command(flatten)]
+    #[serde(flatten)]
+    #[allow(missing_docs)]
+    pub common: Common,
+    /// Shards to open, 1 to 1000000
+    #[arg(long, default_value_t = 100_000, value_name = "N")]
+    pub shards: u32,
+    /// Shards of them that are written, 1 to all
+    #[arg(long, default_value_t = 100, value_name = "N")]
+    pub active: u32,
+    /// Seconds for which the node is left idle, 1 to 3600
+    #[arg(long, default_value_t = 10, value_name = "N")]
+    pub seconds: u64,
+}
+
+impl Shards {
+    /// Refuses what cannot be.
+    ///
+    /// # Errors
+    /// [`BenchError::Setting`].
+    pub fn check(&self) -> Result<(), BenchError> {
+        in_range("shards", u64::from(self.shards), 1..=1_000_000)?;
+        in_range("active", u64::from(self.active), 1..=u64::from(self.shards))?;
+        in_range("seconds", self.seconds, 1..=SECONDS_MAX)
     }
 }
 
