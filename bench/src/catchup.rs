@@ -32,8 +32,7 @@ pub fn run(settings: &Catchup) -> Result<bool, BenchError> {
     let workload = settings.as_workload();
     let limits = measure(&settings.common.data_dir)?;
     print_limits(&limits);
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let logs = if settings.common.cores == 0 { processors } else { settings.common.cores };
+    let logs = settings.common.logs();
     let records = records_of(settings);
     let prefill = prefill_bytes(&workload, records, logs);
     eprintln!("zero-filling {} MiB of segments ...", prefill >> 20);

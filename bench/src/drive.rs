@@ -7,8 +7,8 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -74,8 +74,24 @@ pub struct Progress {
     pub records: AtomicU64,
     /// Longest latency since it was last looked at, microseconds.
     pub latency_us_max: AtomicU64,
+    /// What was acked since somebody took it, for who reports while the drive goes on.
+    pub acked: Option<Mutex<Acked>>,
     /// Set when the drive is over.
     pub done: AtomicBool,
+}
+
+/// What was acked in some time.
+pub struct Acked {
+    /// Records.
+    pub records: u64,
+    /// Microseconds from the intended sends of their batches.
+    pub latency_us: Histogram<u64>,
+}
+
+impl Default for Acked {
+    fn default() -> Acked {
+        Acked { records: 0, latency_us: new_histogram() }
+    }
 }
 
 /// Threads and connections of a drive.
@@ -411,6 +427,11 @@ impl Generator {
         let latency_us = now.saturating_duration_since(intended).as_micros() as u64;
         plan.progress.records.fetch_add(u64::from(outcome.records), Ordering::Relaxed);
         plan.progress.latency_us_max.fetch_max(latency_us, Ordering::Relaxed);
+        if let Some(acked) = &plan.progress.acked {
+            let mut acked = acked.lock().unwrap_or_else(PoisonError::into_inner);
+            acked.records += u64::from(outcome.records);
+            acked.latency_us.saturating_record(latency_us.max(1));
+        }
         if now >= plan.begin && now < plan.end {
             self.part.records += u64::from(outcome.records);
             self.part.bytes += outcome.bytes as u64;

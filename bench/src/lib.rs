@@ -11,6 +11,7 @@ pub mod drive;
 pub mod embedded;
 pub mod error;
 pub mod fanout;
+pub mod follow;
 pub mod generator;
 pub mod hotpaths;
 pub mod limits;
@@ -20,6 +21,8 @@ pub mod process;
 pub mod report;
 pub mod settings;
 pub mod shards;
+pub mod soak;
+pub mod space;
 pub mod verify;
 
 use std::process::ExitCode;
@@ -38,6 +41,7 @@ pub fn run(command: BenchCommand) -> ExitCode {
         BenchCommand::Fanout(settings) => fanout::run(settings),
         BenchCommand::Catchup(settings) => catchup::run(settings),
         BenchCommand::Shards(settings) => shards::run(settings),
+        BenchCommand::Soak(settings) => soak::run(settings),
         BenchCommand::Limits(settings) => limits::run(settings),
     };
     match outcome {

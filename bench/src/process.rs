@@ -49,8 +49,7 @@ impl NodeProcess {
     ) -> Result<(NodeProcess, Duration), BenchError> {
         let failed = |what| move |source| BenchError::Process { what, source };
         let program = std::env::current_exe().map_err(failed("this program cannot be found"))?;
-        let processors = std::thread::available_parallelism().map_or(1, usize::from);
-        let cores = if settings.cores == 0 { processors } else { settings.cores };
+        let cores = settings.logs();
         let port = free_ports(cores).map_err(failed("no free ports side by side"))?;
         let mut command = Command::new(program);
         command.args(["--log", "warn", "node", "--data-dir"]).arg(dir);

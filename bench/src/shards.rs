@@ -43,8 +43,7 @@ pub fn run(settings: &Shards) -> Result<bool, BenchError> {
     print_limits(&limits);
     let dir = DirectoryOfRun::make(&settings.common.data_dir)?;
     let disk = dir.path().join("disk-0");
-    let processors = std::thread::available_parallelism().map_or(1, usize::from);
-    let logs = if settings.common.cores == 0 { processors } else { settings.common.cores };
+    let logs = settings.common.logs();
     let prefill = SEGMENTS * NodeConfig::default().segment_bytes * logs as u64;
     let (node, _) = NodeProcess::start(&settings.common, &disk, prefill)?;
     eprintln!("opening {} shards ...", settings.shards);
