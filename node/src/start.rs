@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use thalweg_wire::control::{NODE_CORES_MAX, NODE_DISKS_MAX};
-use thalweg_wire::error::Refusal;
+use thalweg_wire::error::{ErrorCode, Refusal};
 use thalweg_wire::ids::{BootId, DiskId};
 use thiserror::Error;
 
@@ -540,6 +540,8 @@ struct CoreThread {
     scrub_bytes_per_s: u64,
     /// What completed and has not been taken in.
     completions: Vec<Completion>,
+    /// It was told to stop, perhaps while it was starting: another core could not.
+    stopping: bool,
 }
 
 impl CoreThread {
@@ -576,10 +578,7 @@ impl CoreThread {
             logs.push(opened);
             log_files.push((log.dir, Arc::new(AtomicU32::new(log.next_number))));
         }
-        let mut core = Core::new(ring, start.settings, start.placement, logs, clock.now());
-        if start.config.standalone {
-            core.reopen_shards().map_err(StartError::Reopen)?;
-        }
+        let core = Core::new(ring, start.settings, start.placement, logs, clock.now());
         let mut thread = CoreThread {
             core,
             mailbox: start.mailbox,
@@ -590,16 +589,52 @@ impl CoreThread {
             segment_bytes: start.config.segment_bytes,
             scrub_bytes_per_s: start.config.scrub_bytes_per_s,
             completions: Vec::new(),
+            stopping: false,
         };
-        // Nothing is served before what was opened anew is durable.
-        while !thread.core.is_drained() {
-            thread.turn(clock)?;
+        if start.config.standalone {
+            thread.reopen_shards(clock)?;
         }
         Ok(thread)
     }
 
+    /// Opens the shards of an earlier start anew, and waits until that is durable. What is opened
+    /// takes memory until it is written: that of many shards is written in parts.
+    fn reopen_shards(&mut self, clock: &Clock) -> Result<(), StartError> {
+        let mut opened = 0;
+        loop {
+            let before = opened;
+            let outcome = self.core.reopen_shards(&mut opened);
+            self.drain(clock)?;
+            match outcome {
+                Ok(()) => return Ok(()),
+                Err(refusal) if refusal.code == ErrorCode::Overloaded && opened > before => {}
+                Err(refusal) => return Err(StartError::Reopen(refusal)),
+            }
+        }
+    }
+
+    /// One turn, then a wait for what it set going; true when the core is to stop.
     fn turn(&mut self, clock: &Clock) -> Result<bool, std::io::Error> {
-        let stop = self.read_mail();
+        let idle_us = self.go_on(clock);
+        self.wait(if self.stopping { Wait::No } else { Wait::UpTo(idle_us) })?;
+        Ok(self.stopping)
+    }
+
+    /// Turns until everything that was appended is durable, and waits for nothing else: a core
+    /// that is idle would sleep for a second.
+    fn drain(&mut self, clock: &Clock) -> Result<(), std::io::Error> {
+        loop {
+            let idle_us = self.go_on(clock);
+            if self.core.is_drained() {
+                return Ok(());
+            }
+            self.wait(Wait::UpTo(idle_us))?;
+        }
+    }
+
+    /// Takes in what completed and was told; answers how long nothing happens by itself.
+    fn go_on(&mut self, clock: &Clock) -> u64 {
+        self.read_mail();
         let idle_us = self.core.turn(clock.now(), &mut self.completions);
         for request in self.core.take_requests() {
             match request {
@@ -610,17 +645,16 @@ impl CoreThread {
             }
         }
         self.counters.publish(&self.core.counters());
-        let wait = if stop { Wait::No } else { Wait::UpTo(idle_us) };
-        self.core
-            .io_mut()
-            .poll(&mut self.completions, wait)
-            .map_err(|errno| std::io::Error::from_raw_os_error(errno.0))?;
-        Ok(stop)
+        idle_us
     }
 
-    /// Tells the core what is in its mailbox; true when it is to stop.
-    fn read_mail(&mut self) -> bool {
-        let mut stop = false;
+    fn wait(&mut self, wait: Wait) -> Result<(), std::io::Error> {
+        let polled = self.core.io_mut().poll(&mut self.completions, wait);
+        polled.map_err(|errno| std::io::Error::from_raw_os_error(errno.0))
+    }
+
+    /// Tells the core what is in its mailbox.
+    fn read_mail(&mut self) {
         while let Some(told) = self.mailbox.pop() {
             match told {
                 Told::SegmentFilled { log, outcome } => {
@@ -635,11 +669,10 @@ impl CoreThread {
                 }
                 Told::Stop => {
                     self.core.tell(CoreMessage::Stop);
-                    stop = true;
+                    self.stopping = true;
                 }
             }
         }
-        stop
     }
 
     fn segment_message(&mut self, log: u32, outcome: Result<OpenFile, Errno>) -> CoreMessage {

@@ -30,8 +30,9 @@ pub const IN_PLACE_BYTES_MIN: usize = 64 << 10;
 const GATHER_BYTES: usize = 256 << 10;
 /// Batches leave this part of the last segment to records: one over it.
 const RECORDS_SHARE: u64 = 16;
-/// Bytes of extent records in one snapshot frame.
-pub(super) const SNAPSHOT_FRAME_BYTES: usize = 128 << 10;
+/// Bytes of extent records in one snapshot frame, and those of one record more: two such frames
+/// share a buffer, unless the last record of one has many producers.
+pub(super) const SNAPSHOT_FRAME_BYTES: usize = 120 << 10;
 const _: () = assert!(SNAPSHOT_FRAME_BYTES + RECORD_BYTES_MAX + 128 < GATHER_BYTES);
 
 /// Why an append was not made. Nothing of it was kept.
@@ -674,8 +675,11 @@ impl Log {
     fn begin_segment(&mut self, io: &mut impl Io) -> Result<(), AppendRefusal> {
         let snapshot = self.snapshot();
         let segments = self.segment_entries();
-        // All memory is had before anything is changed: one buffer a frame, one for the header.
-        while self.spare_gathers.len() < snapshot.len() + segments.len() + 2 {
+        // All memory is had before anything is changed.
+        let ending = [std::mem::size_of::<u64>()];
+        let frames = snapshot.iter().chain(&segments).map(Vec::len).chain(ending);
+        let buffers = gathers_of(SEGMENT_HEADER_BYTES, frames);
+        while self.spare_gathers.len() < buffers {
             match self.allocate(io, GATHER_BYTES) {
                 Some(buffer) => self.spare_gathers.push(buffer),
                 None => {
@@ -763,6 +767,19 @@ impl Log {
     }
 }
 
+/// How many buffers frames with payloads of these lengths are gathered in, behind `first_bytes`.
+fn gathers_of(first_bytes: usize, payloads: impl Iterator<Item = usize>) -> usize {
+    let (mut buffers, mut used) = (1, first_bytes);
+    for payload_bytes in payloads {
+        let bytes = padded_frame_bytes(payload_bytes as u64) as usize;
+        if used + bytes > GATHER_BYTES {
+            (buffers, used) = (buffers + 1, 0);
+        }
+        used += bytes;
+    }
+    buffers
+}
+
 /// A durable unit becomes part of the tail in memory; a footer does not.
 fn keep(cache: &mut TailCache, memory: &mut crate::io::Arena, unit: Unit) {
     if unit.start == unit.end {
@@ -788,4 +805,21 @@ fn fill_frame(target: &mut [u8], frame: &LogFrame, payload: &[u8]) {
     header.copy_from_slice(&frame.encode());
     rest[..payload.len()].copy_from_slice(payload);
     rest[payload.len()..].fill(0);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_share_buffers_where_they_fit() {
+        let usual = SNAPSHOT_FRAME_BYTES + 300;
+        assert_eq!(gathers_of(SEGMENT_HEADER_BYTES, [8].into_iter()), 1);
+        assert_eq!(gathers_of(SEGMENT_HEADER_BYTES, [usual; 2].into_iter()), 1);
+        assert_eq!(gathers_of(SEGMENT_HEADER_BYTES, [usual; 100].into_iter()), 50);
+        let largest = SNAPSHOT_FRAME_BYTES + RECORD_BYTES_MAX;
+        assert_eq!(gathers_of(SEGMENT_HEADER_BYTES, [largest; 3].into_iter()), 3);
+        let full = GATHER_BYTES - FRAME_HEADER_BYTES;
+        assert_eq!(gathers_of(SEGMENT_HEADER_BYTES, [full, 8].into_iter()), 3);
+    }
 }

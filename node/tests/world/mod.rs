@@ -220,7 +220,7 @@ impl World {
                 acked.last_key_value().map_or(0, |(at, (records, _))| at + u64::from(*records));
             assert!(last <= end, "shard {index}: {last} were acked, {end} are there after a crash");
         }
-        core.reopen_shards().expect("there are free segments");
+        core.reopen_shards(&mut 0).expect("there are free segments");
         self.core = Some(core);
         if self.boot == 1 || self.core().shards().count() < SHARDS as usize {
             self.open_shards();
