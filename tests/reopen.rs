@@ -129,3 +129,31 @@ fn fences_seals_and_trims_survive() {
     assert_eq!(numbers.last(), Some(&1199));
     assert!(numbers.len() >= 1199, "what was trimmed may come along with its batch");
 }
+
+/// Extents without a limit filled every segment with their own snapshot, and the node did not start
+/// again.
+#[test]
+fn a_log_takes_no_more_extents_than_it_can_start_with() {
+    let dir = directory();
+    let disks = [dir.path().to_path_buf()];
+    let node = start(&disks, 1);
+    let shards = 30_000;
+    let opens: Vec<_> = (0..shards).map(|index| open(index, shards, None)).collect();
+    let mut admin = Admin::connect(node.addresses()[0], PATIENCE).expect("it serves");
+    match admin.open_extents(&opens) {
+        Err(ClientError::Refused(refusal)) => assert_eq!(refusal.code, ErrorCode::Overloaded),
+        other => panic!("an end to extents: {other:?}"),
+    }
+    let count = |node: &Node| {
+        let mut admin = Admin::connect(node.addresses()[0], PATIENCE).expect("it serves");
+        admin.describe(STREAM).expect("it answers").len()
+    };
+    let opened = count(&node);
+    assert!(opened > 10_000, "{opened}");
+    node.stop();
+    for _ in 0..2 {
+        let node = start(&disks, 1);
+        assert_eq!(count(&node), opened);
+        node.stop();
+    }
+}

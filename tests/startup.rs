@@ -163,6 +163,10 @@ fn help_and_version_are_there() {
         &["bench", "burst", "--help"],
         &["bench", "latency", "--help"],
         &["bench", "limits", "--help"],
+        &["bench", "fanout", "--help"],
+        &["bench", "catchup", "--help"],
+        &["bench", "shards", "--help"],
+        &["bench", "soak", "--help"],
     ] {
         let output = run(arguments);
         assert!(output.status.success() && !output.stdout.is_empty(), "{arguments:?}");

@@ -7,8 +7,9 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use hdrhistogram::Histogram;
@@ -63,15 +64,34 @@ pub struct Driven {
     pub failures: (u64, Option<String>),
 }
 
-/// Progress, for who watches.
+/// What a drive and who watches it tell each other.
 #[derive(Default)]
 pub struct Progress {
+    /// Acked records after which the drive ends, before its time is over; what is under way then
+    /// is waited for.
+    pub records_max: Option<u64>,
     /// Records acked.
     pub records: AtomicU64,
     /// Longest latency since it was last looked at, microseconds.
     pub latency_us_max: AtomicU64,
+    /// What was acked since somebody took it, for who reports while the drive goes on.
+    pub acked: Option<Mutex<Acked>>,
     /// Set when the drive is over.
     pub done: AtomicBool,
+}
+
+/// What was acked in some time.
+pub struct Acked {
+    /// Records.
+    pub records: u64,
+    /// Microseconds from the intended sends of their batches.
+    pub latency_us: Histogram<u64>,
+}
+
+impl Default for Acked {
+    fn default() -> Acked {
+        Acked { records: 0, latency_us: new_histogram() }
+    }
 }
 
 /// Threads and connections of a drive.
@@ -137,7 +157,10 @@ pub fn drive(
                 .expect("a thread for the generator")
         })
         .collect();
-    let processor_s = measure_processor(begin, span);
+    let (span, processor_s) = match progress.records_max {
+        None => (span, measure_processor(begin, span)),
+        Some(_) => measure_threads(begin, &threads),
+    };
     let mut driven = Driven {
         records: 0,
         bytes: 0,
@@ -178,6 +201,20 @@ pub fn measure_processor(begin: Instant, span: Duration) -> f64 {
     let before = processor_seconds();
     std::thread::sleep((begin + span).saturating_duration_since(Instant::now()));
     processor_seconds() - before
+}
+
+/// Sleeps until the threads end, which may be before `begin`; answers the span from then on, and
+/// the processor time that the process used in it, seconds.
+fn measure_threads<T>(begin: Instant, threads: &[JoinHandle<T>]) -> (Duration, f64) {
+    let ended = || threads.iter().all(JoinHandle::is_finished);
+    while Instant::now() < begin && !ended() {
+        std::thread::sleep(NAP.min(begin.saturating_duration_since(Instant::now())));
+    }
+    let before = processor_seconds();
+    while !ended() {
+        std::thread::sleep(NAP);
+    }
+    (begin.elapsed(), processor_seconds() - before)
 }
 
 /// Shards of a thread: each thread has some of every core.
@@ -269,6 +306,12 @@ impl GeneratorPlan {
         Generator { plan: self, producer, source, sent, part, next_lane: 0 }.run()
     }
 
+    /// Whether as much was acked as the drive is for.
+    fn has_enough(&self) -> bool {
+        let records = || self.progress.records.load(Ordering::Relaxed);
+        self.progress.records_max.is_some_and(|most| records() >= most)
+    }
+
     /// Time between two batches of this thread; none at the maximum.
     fn interval(&self) -> Option<Duration> {
         match self.workload.rate {
@@ -310,7 +353,7 @@ impl Generator {
                 self.send(lane, intended);
                 intended += interval;
             }
-            if intended >= self.plan.end {
+            if intended >= self.plan.end || self.plan.has_enough() {
                 return Ok(());
             }
             let wait = intended.saturating_duration_since(Instant::now()).min(NAP);
@@ -322,7 +365,7 @@ impl Generator {
     }
 
     fn run_at_most(&mut self) -> Result<(), BenchError> {
-        while Instant::now() < self.plan.end {
+        while Instant::now() < self.plan.end && !self.plan.has_enough() {
             while let Some(lane) = self.lane_with_room() {
                 self.send(lane, Instant::now());
             }
@@ -384,6 +427,11 @@ impl Generator {
         let latency_us = now.saturating_duration_since(intended).as_micros() as u64;
         plan.progress.records.fetch_add(u64::from(outcome.records), Ordering::Relaxed);
         plan.progress.latency_us_max.fetch_max(latency_us, Ordering::Relaxed);
+        if let Some(acked) = &plan.progress.acked {
+            let mut acked = acked.lock().unwrap_or_else(PoisonError::into_inner);
+            acked.records += u64::from(outcome.records);
+            acked.latency_us.saturating_record(latency_us.max(1));
+        }
         if now >= plan.begin && now < plan.end {
             self.part.records += u64::from(outcome.records);
             self.part.bytes += outcome.bytes as u64;

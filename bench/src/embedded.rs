@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use thalweg_client::Admin;
 use thalweg_node::{Counters, Node, NodeConfig};
@@ -18,22 +18,33 @@ const ADMIN_TIMEOUT: Duration = Duration::from_secs(30);
 /// A node that goes when this does, with its data.
 pub struct EmbeddedNode {
     node: Option<Node>,
+    config: NodeConfig,
     dir: DirectoryOfRun,
 }
 
 /// A directory that this run made and removes.
-struct DirectoryOfRun {
+pub struct DirectoryOfRun {
     path: PathBuf,
     parent_was_made: bool,
 }
 
 impl DirectoryOfRun {
-    fn make(parent: &Path) -> Result<DirectoryOfRun, BenchError> {
+    /// Makes one below `parent`.
+    ///
+    /// # Errors
+    /// [`BenchError::File`].
+    pub fn make(parent: &Path) -> Result<DirectoryOfRun, BenchError> {
         let parent_was_made = !parent.exists();
         let path = parent.join(format!("run-{}", std::process::id()));
         std::fs::create_dir_all(&path)
             .map_err(|source| BenchError::File { path: path.clone(), source })?;
         Ok(DirectoryOfRun { path, parent_was_made })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 }
 
@@ -57,16 +68,38 @@ impl EmbeddedNode {
     /// # Errors
     /// [`BenchError`].
     pub fn start(settings: &Common, prefill_bytes: u64) -> Result<EmbeddedNode, BenchError> {
+        EmbeddedNode::start_with(settings, NodeConfig { prefill_bytes, ..NodeConfig::default() })
+    }
+
+    /// Starts a node with what `config` says beyond the settings of every workload.
+    ///
+    /// # Errors
+    /// [`BenchError`].
+    pub fn start_with(settings: &Common, config: NodeConfig) -> Result<EmbeddedNode, BenchError> {
         let dir = DirectoryOfRun::make(&settings.data_dir)?;
         let config = NodeConfig {
             data_dirs: vec![dir.path.join("disk-0")],
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             cores: settings.cores,
             memory_bytes: settings.memory_bytes,
-            prefill_bytes,
-            ..NodeConfig::default()
+            ..config
         };
-        Ok(EmbeddedNode { node: Some(Node::start(config)?), dir })
+        Ok(EmbeddedNode { node: Some(Node::start(config.clone())?), config, dir })
+    }
+
+    /// Stops the node and starts it again on its directory, on other ports; answers how long the
+    /// start took. It has nothing of the data in memory then, and neither has the system: a node
+    /// reads and writes past the page cache.
+    ///
+    /// # Errors
+    /// [`BenchError`].
+    pub fn restart(&mut self) -> Result<Duration, BenchError> {
+        drop(self.node.take());
+        // Segments that were filled for the run and not used are still there.
+        let config = NodeConfig { prefill_bytes: 0, ..self.config.clone() };
+        let started = Instant::now();
+        self.node = Some(Node::start(config)?);
+        Ok(started.elapsed())
     }
 
     fn node(&self) -> &Node {

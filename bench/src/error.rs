@@ -41,6 +41,27 @@ pub enum BenchError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// A node in a process of its own could not be used.
+    #[error("{what}: {source}")]
+    Process {
+        /// What happened.
+        what: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The disk has too little space for what the run writes.
+    #[error(
+        "{}: the run needs {needed_mib} MiB and {free_mib} MiB are free: free some, or ask for less",
+        dir.display()
+    )]
+    NoSpace {
+        /// The directory.
+        dir: PathBuf,
+        /// What it needs.
+        needed_mib: u64,
+        /// What there is.
+        free_mib: u64,
+    },
     /// A generator thread ended early.
     #[error("a generator thread panicked")]
     Panicked,
@@ -52,7 +73,7 @@ impl BenchError {
     pub fn exit_code(&self) -> u8 {
         match self {
             BenchError::Start(error) => error.exit_code(),
-            BenchError::Limits { .. } => 2,
+            BenchError::Limits { .. } | BenchError::NoSpace { .. } => 2,
             _ => 1,
         }
     }

@@ -6,17 +6,23 @@
 //! back, [`report`] says what came of it.
 
 pub mod burst;
+pub mod catchup;
 pub mod drive;
 pub mod embedded;
 pub mod error;
 pub mod fanout;
+pub mod follow;
 pub mod generator;
 pub mod hotpaths;
 pub mod limits;
 pub mod machine;
 pub mod million;
+pub mod process;
 pub mod report;
 pub mod settings;
+pub mod shards;
+pub mod soak;
+pub mod space;
 pub mod tenants;
 pub mod verify;
 
@@ -35,6 +41,9 @@ pub fn run(command: BenchCommand) -> ExitCode {
         BenchCommand::Burst(settings) => burst::run(settings),
         BenchCommand::Fanout(settings) => fanout::run(settings),
         BenchCommand::Tenants(settings) => tenants::run(settings),
+        BenchCommand::Catchup(settings) => catchup::run(settings),
+        BenchCommand::Shards(settings) => shards::run(settings),
+        BenchCommand::Soak(settings) => soak::run(settings),
         BenchCommand::Limits(settings) => limits::run(settings),
     };
     match outcome {

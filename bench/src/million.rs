@@ -77,8 +77,7 @@ fn prefill_bytes(workload: &Workload, limits: &Limits) -> u64 {
     let processors = std::thread::available_parallelism().map_or(1, usize::from);
     let disk = limits.disk_write_bytes_per_s * PROBE_MARGIN;
     let most = disk.min(CORE_BYTES_PER_S_MAX * processors as f64);
-    let per_record =
-        workload.record_bytes as f64 + 64.0 + 4096.0 / f64::from(workload.batch_records());
+    let per_record = workload.stored_bytes_per_record();
     let offered = match workload.rate {
         Rate::Max => most,
         Rate::PerSecond(rate) => most.min(rate as f64 * per_record * 1.2),
@@ -88,7 +87,8 @@ fn prefill_bytes(workload: &Workload, limits: &Limits) -> u64 {
     written as u64 + NodeConfig::default().segment_bytes * processors as u64
 }
 
-fn take_figures(report: &mut Report, driven: &Driven, limits: &Limits) {
+/// The figures of a drive.
+pub fn take_figures(report: &mut Report, driven: &Driven, limits: &Limits) {
     let span_s = driven.span.as_secs_f64();
     let bytes_per_s = driven.bytes as f64 / span_s;
     report.records_per_s = Some(driven.records as f64 / span_s);
@@ -99,12 +99,17 @@ fn take_figures(report: &mut Report, driven: &Driven, limits: &Limits) {
         report.cpu_s_per_gb = Some(driven.processor_s / (driven.bytes as f64 / 1e9));
     }
     report.set_latency(&driven.latency_us);
+    note_failures(report, driven);
+    if driven.records == 0 {
+        report.failures.push("nothing was acked within the span that counts".into());
+    }
+}
+
+/// The batches that were not stored.
+pub fn note_failures(report: &mut Report, driven: &Driven) {
     if driven.failures.0 > 0 {
         let why = driven.failures.1.clone().unwrap_or_default();
         report.failures.push(format!("{} batches failed, the first: {why}", driven.failures.0));
-    }
-    if driven.records == 0 {
-        report.failures.push("nothing was acked within the span that counts".into());
     }
 }
 
@@ -143,7 +148,7 @@ fn read(
 }
 
 /// A line a second on stderr while the drive goes on.
-fn watch(progress: Arc<Progress>) -> std::thread::JoinHandle<()> {
+pub fn watch(progress: Arc<Progress>) -> std::thread::JoinHandle<()> {
     std::thread::spawn(move || {
         let (mut last, mut at) = (0, Instant::now());
         let mut second = 0;

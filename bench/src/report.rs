@@ -9,6 +9,7 @@ use thalweg_node::Counters;
 use crate::error::BenchError;
 use crate::limits::Limits;
 use crate::machine::{Machine, resident_bytes_max};
+use crate::soak::Window;
 
 /// The JSON object; its fields are described in `bench/README.md`. What a workload does not
 /// measure is null.
@@ -34,7 +35,10 @@ pub struct Report {
     pub p99_alone_us: Option<u64>,
     pub p99_ratio: Option<f64>,
     pub noisy_records_per_s: Option<f64>,
+    pub restart_ms: Option<u64>,
+    pub resident_bytes: Option<u64>,
     pub resident_bytes_max: u64,
+    pub windows: Option<Vec<Window>>,
     pub node: serde_json::Value,
     pub limits: Limits,
     pub failures: Vec<String>,
@@ -72,7 +76,10 @@ impl Report {
             p99_alone_us: None,
             p99_ratio: None,
             noisy_records_per_s: None,
+            restart_ms: None,
+            resident_bytes: None,
             resident_bytes_max: resident_bytes_max(),
+            windows: None,
             node: serde_json::Value::Null,
             limits,
             failures: Vec::new(),
@@ -117,19 +124,22 @@ impl Report {
     /// Prints the report for a person: the two figures that matter first.
     pub fn print(&self) {
         let line = |name: &str, value: String| println!("  {name:<22}{value}");
-        let records = self.records_per_s.unwrap_or(0.0);
         println!();
-        println!("  {} records/s    p99 {}", grouped(records), micros(self.p99_us));
-        println!();
-        let bytes = self.bytes_per_s.unwrap_or(0.0);
-        let batches = self.batches_per_s.unwrap_or(0.0);
-        line("written", format!("{} ({} batches/s)", rate(bytes), grouped(batches)));
+        if let Some(records) = self.records_per_s {
+            println!("  {} records/s    p99 {}", grouped(records), micros(self.p99_us));
+            println!();
+        }
+        if let (Some(bytes), Some(batches)) = (self.bytes_per_s, self.batches_per_s) {
+            line("written", format!("{} ({} batches/s)", rate(bytes), grouped(batches)));
+        }
         if self.disk_write_ratio.is_some() {
             line("of the disk, synced", percent(self.disk_write_ratio));
         }
-        let p50 = micros(self.p50_us);
-        let (p999, max) = (micros(self.p999_us), micros(self.max_us));
-        line("p50 / p99.9 / max", format!("{p50} / {p999} / {max}"));
+        if self.p50_us.is_some() {
+            let p50 = micros(self.p50_us);
+            let (p999, max) = (micros(self.p999_us), micros(self.max_us));
+            line("p50 / p99.9 / max", format!("{p50} / {p999} / {max}"));
+        }
         if let Some(us) = self.slowest_sync_us {
             line("slowest sync", micros(Some(us)));
         }
@@ -137,7 +147,7 @@ impl Report {
             line("processor", format!("{cpu:.2} s a GB"));
         }
         if let Some(busy) = self.processors_busy {
-            line("processors busy", format!("{busy:.2}"));
+            line("processors busy", format!("{busy:.3}"));
         }
         if let Some(bytes) = self.warm_tail_bytes_per_s {
             line("tail from memory", rate(bytes));
@@ -146,8 +156,16 @@ impl Report {
             let of_disk = percent(self.disk_read_ratio);
             line("read back", format!("{} ({of_disk} of the disk)", rate(bytes)));
         }
+        if let Some(ms) = self.restart_ms {
+            line("start after a stop", format!("{ms} ms"));
+        }
+        if let Some(bytes) = self.resident_bytes {
+            line("memory", format!("{} MiB", bytes >> 20));
+        }
         line("memory, most", format!("{} MiB", self.resident_bytes_max >> 20));
-        line("verified", if self.verified { "every acked record".into() } else { "no".into() });
+        // A soak does not keep what it would read back.
+        let what = if self.windows.is_some() { "what was followed" } else { "every acked record" };
+        line("verified", if self.verified { what.into() } else { "no".into() });
         line("revision", self.revision.to_string());
         for failure in &self.failures {
             println!("  FAILED: {failure}");

@@ -1,8 +1,10 @@
 //! What to run, as the command line says it, and checked.
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -13,6 +15,9 @@ use thalweg_wire::limits::{
 
 use crate::error::BenchError;
 use crate::generator::KEY_BYTES_MAX;
+
+/// Longest span that counts, of workloads that are not made for more.
+const SECONDS_MAX: u64 = 3600;
 
 /// A workload and its settings.
 #[derive(Debug, Subcommand)]
@@ -27,6 +32,15 @@ pub enum BenchCommand {
     Fanout(Fanout),
     /// Quiet accounts, alone and beside a noisy one at its maximum: what that does to their acks
     Tenants(Tenants),
+    /// Writes some GiB, restarts the node and reads all of it from disk: how fast who was away
+    /// catches up
+    Catchup(Catchup),
+    /// Very many shards, few of them written: how long the node takes to start with them, its
+    /// memory, and what it does while nothing happens
+    Shards(Shards),
+    /// A steady rate for hours while records age, segments are used again, copied and scrubbed:
+    /// whether latency, memory or space change
+    Soak(Soak),
     /// What the machine can do without a node: disk and loopback
     Limits(Common),
 }
@@ -47,6 +61,15 @@ pub struct Common {
     #[arg(long, value_name = "FILE")]
     #[serde(skip)]
     pub json: Option<PathBuf>,
+}
+
+impl Common {
+    /// Logs of the node: one a core, on its one disk.
+    #[must_use]
+    pub fn logs(&self) -> usize {
+        let processors = || std::thread::available_parallelism().map_or(1, usize::from);
+        if self.cores == 0 { processors() } else { self.cores }
+    }
 }
 
 /// Settings of `million`.
@@ -156,10 +179,7 @@ impl Fanout {
     /// # Errors
     /// [`BenchError::Setting`].
     pub fn check(&self) -> Result<(), BenchError> {
-        if !(1..=1000).contains(&self.subscribers) {
-            let (found, expected) = (self.subscribers.to_string(), "1 to 1000".into());
-            return Err(BenchError::Setting { flag: "subscribers", found, expected });
-        }
+        in_range("subscribers", self.subscribers as u64, 1..=1000)?;
         if self.rate == 0 {
             let (found, expected) = ("0".into(), "at least 1".into());
             return Err(BenchError::Setting { flag: "rate", found, expected });
@@ -177,6 +197,201 @@ impl Fanout {
             input: None,
         };
         one_shard.check()
+    }
+}
+
+/// Settings of `catchup`.
+#[derive(Clone, Debug, Args, Serialize)]
+pub struct Catchup {
+    #[command(flatten)]
+    #[serde(flatten)]
+    #[allow(missing_docs)]
+    pub common: Common,
+    /// GiB of record data to write and read back, 1 to 65536; there must be space for a tenth more
+    #[arg(long, default_value_t = 10, value_name = "N")]
+    pub gib: u64,
+    /// Bytes of each record's data, 16 to 10485000
+    #[arg(long, default_value_t = 1024, value_name = "N")]
+    pub record_bytes: usize,
+    /// Records of each batch, 1 to 16384 [default: 500, or 1000 for records up to 256 bytes]
+    #[arg(long, value_name = "N")]
+    pub batch_records: Option<u32>,
+    /// Shards, 1 to 100000
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    pub shards: u32,
+}
+
+impl Catchup {
+    /// The writing half as a workload without an end of its own.
+    #[must_use]
+    pub fn as_workload(&self) -> Workload {
+        Workload {
+            common: self.common.clone(),
+            seconds: SECONDS_MAX,
+            rate: Rate::Max,
+            record_bytes: self.record_bytes,
+            batch_records: self.batch_records,
+            shards: self.shards,
+            connections: None,
+            window_bytes: 4 << 20,
+            node: None,
+            input: None,
+        }
+    }
+
+    /// Refuses what cannot be.
+    ///
+    /// # Errors
+    /// [`BenchError::Setting`].
+    pub fn check(&self) -> Result<(), BenchError> {
+        in_range("gib", self.gib, 1..=65_536)?;
+        self.as_workload().check()
+    }
+}
+
+/// Settings of `shards`.
+#[derive(Clone, Debug, Args, Serialize)]
+pub struct Shards {
+    #[command(flatten)]
+    #[serde(flatten)]
+    #[allow(missing_docs)]
+    pub common: Common,
+    /// Shards to open, 1 to 1000000
+    #[arg(long, default_value_t = 100_000, value_name = "N")]
+    pub shards: u32,
+    /// Shards of them that are written, 1 to all
+    #[arg(long, default_value_t = 100, value_name = "N")]
+    pub active: u32,
+    /// Seconds for which the node is left idle, 1 to 3600
+    #[arg(long, default_value_t = 10, value_name = "N")]
+    pub seconds: u64,
+}
+
+impl Shards {
+    /// Refuses what cannot be.
+    ///
+    /// # Errors
+    /// [`BenchError::Setting`].
+    pub fn check(&self) -> Result<(), BenchError> {
+        in_range("shards", u64::from(self.shards), 1..=1_000_000)?;
+        in_range("active", u64::from(self.active), 1..=u64::from(self.shards))?;
+        in_range("seconds", self.seconds, 1..=SECONDS_MAX)
+    }
+}
+
+/// Settings of `soak`.
+#[derive(Clone, Debug, Args, Serialize)]
+pub struct Soak {
+    #[command(flatten)]
+    #[serde(flatten)]
+    #[allow(missing_docs)]
+    pub common: Common,
+    /// Seconds, 1 to 2592000 (30 days): the warm-up and three windows at least
+    #[arg(long, default_value_t = 3600, value_name = "N")]
+    pub seconds: u64,
+    /// Records a second
+    #[arg(long, default_value_t = 200_000, value_name = "N")]
+    pub rate: u64,
+    /// Seconds for which records are kept, 4 to 86400
+    #[arg(long, default_value_t = 20, value_name = "N")]
+    pub retention_s: u64,
+    /// Keeps everything, copies and scrubs nothing, and has all segments zero-filled beforehand: a
+    /// run to hold the latency of another against
+    #[arg(long)]
+    pub no_churn: bool,
+    /// Seconds of each window that is reported, 1 to 3600
+    #[arg(long, default_value_t = 60, value_name = "N")]
+    pub window_s: u64,
+    /// Seconds whose windows are reported and not compared [default: twice the retention and 20,
+    /// up to a whole window]
+    #[arg(long, value_name = "N")]
+    pub warm_up_s: Option<u64>,
+    /// Bytes of a log segment, 16 MiB to 4 GiB, a multiple of 1 MiB
+    #[arg(long, default_value_t = 64 << 20, value_name = "BYTES")]
+    pub segment_bytes: u64,
+    /// Bytes of each record's data, 16 to 10485000
+    #[arg(long, default_value_t = 1024, value_name = "N")]
+    pub record_bytes: usize,
+    /// Records of each batch, 1 to 16384 [default: 500, or 1000 for records up to 256 bytes]
+    #[arg(long, value_name = "N")]
+    pub batch_records: Option<u32>,
+    /// Shards, 64 to 100000; one of eight is left to age, the others are trimmed when half of the
+    /// retention is over
+    #[arg(long, default_value_t = 64, value_name = "N")]
+    pub shards: u32,
+    /// Shards whose tail is followed, 1 to all
+    #[arg(long, default_value_t = 8, value_name = "N")]
+    pub followed: u32,
+}
+
+impl Soak {
+    /// The drive as a workload.
+    #[must_use]
+    pub fn as_workload(&self) -> Workload {
+        Workload {
+            common: self.common.clone(),
+            seconds: self.seconds,
+            rate: Rate::PerSecond(self.rate),
+            record_bytes: self.record_bytes,
+            batch_records: self.batch_records,
+            shards: self.shards,
+            connections: None,
+            window_bytes: 4 << 20,
+            node: None,
+            input: None,
+        }
+    }
+
+    /// Bytes a second in the logs.
+    #[must_use]
+    pub fn stored_bytes_per_s(&self) -> f64 {
+        self.rate as f64 * self.as_workload().stored_bytes_per_record()
+    }
+
+    /// Seconds whose windows are not compared.
+    #[must_use]
+    pub fn warm_up_s(&self) -> u64 {
+        let least = self.retention_s * 2 + 20;
+        self.warm_up_s.unwrap_or(least.next_multiple_of(self.window_s))
+    }
+
+    /// Windows that are compared.
+    #[must_use]
+    pub fn counted_windows(&self) -> u64 {
+        (self.seconds / self.window_s).saturating_sub(self.warm_up_s() / self.window_s)
+    }
+
+    /// When the shards are trimmed that are not left to age; never without churn.
+    #[must_use]
+    pub fn trim_after(&self) -> Option<Duration> {
+        (!self.no_churn).then(|| Duration::from_secs(self.retention_s) / 2)
+    }
+
+    /// For how long a segment has been nearly empty when it is copied forward: so briefly that
+    /// this comes before all of it has aged.
+    #[must_use]
+    pub fn merge_after_s(&self) -> u64 {
+        self.retention_s / 8
+    }
+
+    /// Refuses what cannot be.
+    ///
+    /// # Errors
+    /// [`BenchError::Setting`].
+    pub fn check(&self) -> Result<(), BenchError> {
+        in_range("seconds", self.seconds, 1..=30 * 24 * 3600)?;
+        in_range("rate", self.rate, 1..=u64::MAX)?;
+        in_range("retention-s", self.retention_s, 4..=24 * 3600)?;
+        in_range("window-s", self.window_s, 1..=3600)?;
+        in_range("shards", u64::from(self.shards), 64..=100_000)?;
+        in_range("followed", u64::from(self.followed), 1..=u64::from(self.shards))?;
+        self.as_workload().check_sizes()?;
+        if self.counted_windows() < 3 {
+            let expected = format!("{} at least", self.warm_up_s() + 3 * self.window_s);
+            let found = self.seconds.to_string();
+            return Err(BenchError::Setting { flag: "seconds", found, expected });
+        }
+        Ok(())
     }
 }
 
@@ -233,7 +448,23 @@ impl FromStr for Rate {
     }
 }
 
+/// Refuses a whole number that is out of its range.
+fn in_range(flag: &'static str, found: u64, range: RangeInclusive<u64>) -> Result<(), BenchError> {
+    if range.contains(&found) {
+        return Ok(());
+    }
+    let expected = format!("{} to {}", range.start(), range.end());
+    Err(BenchError::Setting { flag, found: found.to_string(), expected })
+}
+
 impl Workload {
+    /// Bytes that a record takes in a log, nearly: with its entry, and its share of the batch's
+    /// header and padding.
+    #[must_use]
+    pub fn stored_bytes_per_record(&self) -> f64 {
+        self.record_bytes as f64 + 64.0 + 4096.0 / f64::from(self.batch_records())
+    }
+
     /// Records of each batch.
     #[must_use]
     pub fn batch_records(&self) -> u32 {
@@ -245,12 +476,18 @@ impl Workload {
     /// # Errors
     /// [`BenchError::Setting`].
     pub fn check(&self) -> Result<(), BenchError> {
+        in_range("seconds", self.seconds, 1..=SECONDS_MAX)?;
+        self.check_sizes()
+    }
+
+    /// As [`Workload::check`], for runs of any length.
+    ///
+    /// # Errors
+    /// [`BenchError::Setting`].
+    pub fn check_sizes(&self) -> Result<(), BenchError> {
         let wrong = |flag, found: String, expected: &str| {
             Err(BenchError::Setting { flag, found, expected: expected.into() })
         };
-        if !(1..=3600).contains(&self.seconds) {
-            return wrong("seconds", self.seconds.to_string(), "1 to 3600");
-        }
         if !(1..=100_000).contains(&self.shards) {
             return wrong("shards", self.shards.to_string(), "1 to 100000");
         }
@@ -316,5 +553,35 @@ mod tests {
             Workload { batch_records: None, record_bytes: 100, ..good }.batch_records(),
             1000
         );
+    }
+
+    #[test]
+    fn a_soak_has_windows_to_compare() {
+        let soak = Soak {
+            common: Common {
+                data_dir: PathBuf::from("x"),
+                cores: 0,
+                memory_bytes: 1 << 30,
+                json: None,
+            },
+            seconds: 300,
+            rate: 1000,
+            retention_s: 20,
+            no_churn: false,
+            window_s: 60,
+            warm_up_s: None,
+            segment_bytes: 64 << 20,
+            record_bytes: 1024,
+            batch_records: None,
+            shards: 64,
+            followed: 8,
+        };
+        assert_eq!((soak.warm_up_s(), soak.counted_windows()), (60, 4));
+        assert!(soak.check().is_ok());
+        assert!(Soak { seconds: 239, ..soak.clone() }.check().is_err(), "two windows");
+        assert!(Soak { seconds: 7200, ..soak.clone() }.check().is_ok(), "longer than others may");
+        assert!(Soak { followed: 65, ..soak.clone() }.check().is_err());
+        let brief = Soak { window_s: 5, warm_up_s: Some(12), seconds: 30, ..soak };
+        assert_eq!(brief.counted_windows(), 4);
     }
 }

@@ -57,20 +57,19 @@ impl Admin {
     /// Opens many extents, all asked for before the first answer is awaited.
     ///
     /// # Errors
-    /// [`ClientError::Refused`] with the first refusal, or a failed connection.
+    /// [`ClientError::Refused`] with the first refusal, or a failed connection. The connection is
+    /// of no more use then: answers may still come.
     pub fn open_extents(&mut self, opens: &[OpenExtent]) -> Result<(), ClientError> {
-        // As many as their answers fit into socket buffers that nobody reads meanwhile.
-        for group in opens.chunks(512) {
-            for open in group {
-                self.send(FrameKind::OpenExtent, &open.encode())?;
-            }
-            for _ in group {
-                let (header, payload) = self.receive()?;
-                expect(&header, FrameKind::ControlAnswer)?;
-                ControlAnswer::decode(&payload)?.status?;
-            }
-        }
-        Ok(())
+        self.command_many(FrameKind::OpenExtent, opens, OpenExtent::encode)
+    }
+
+    /// Lets go of the oldest records of many shards, like [`Admin::open_extents`].
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] with the first refusal, or a failed connection. The connection is
+    /// of no more use then: answers may still come.
+    pub fn trim_shards(&mut self, trims: &[TrimShard]) -> Result<(), ClientError> {
+        self.command_many(FrameKind::TrimShard, trims, TrimShard::encode)
     }
 
     /// Fences an extent; the answer has its end.
@@ -122,6 +121,26 @@ impl Admin {
                 _ => return Ok(shards),
             }
         }
+    }
+
+    fn command_many<C, const BYTES: usize>(
+        &mut self,
+        kind: FrameKind,
+        commands: &[C],
+        encode: impl Fn(&C) -> [u8; BYTES],
+    ) -> Result<(), ClientError> {
+        // As many as their answers fit into socket buffers that nobody reads meanwhile.
+        for group in commands.chunks(512) {
+            for command in group {
+                self.send(kind, &encode(command))?;
+            }
+            for _ in group {
+                let (header, payload) = self.receive()?;
+                expect(&header, FrameKind::ControlAnswer)?;
+                ControlAnswer::decode(&payload)?.status?;
+            }
+        }
+        Ok(())
     }
 
     fn command(&mut self, kind: FrameKind, payload: &[u8]) -> Result<ControlAnswer, ClientError> {

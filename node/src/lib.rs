@@ -9,6 +9,7 @@ pub mod disk;
 pub mod io;
 pub mod log;
 pub mod start;
+mod thread;
 
 pub use config::NodeConfig;
 pub use counters::Counters;

@@ -198,7 +198,7 @@ impl World {
                 scrub_period_us: Some(3_000_000),
             };
             let mut core = Core::new(io, settings, placement.clone(), logs, self.time());
-            core.reopen_shards().expect("there are free segments");
+            core.reopen_shards(&mut 0).expect("there are free segments");
             self.cores.push(core);
         }
         self.check_start();

@@ -113,6 +113,7 @@ impl<I: Io> Core<I> {
             return self.open_again(shard, open);
         }
         let log = self.log_for(&open.replicas)?;
+        self.logs[log as usize].check_extents()?;
         let owner = self.placement.claim(id.shard, self.settings.core);
         if owner != self.settings.core {
             let port = self.settings.ports[owner as usize];

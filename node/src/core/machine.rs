@@ -138,11 +138,12 @@ impl<I: Io> Core<I> {
     }
 
     /// Seals what an earlier start left open and opens it anew under the next epoch: what a
-    /// controller would do, for a node that has none.
+    /// controller would do, for a node that has none. Counts those it opened.
     ///
     /// # Errors
-    /// The refusal of the first shard that could not be opened.
-    pub fn reopen_shards(&mut self) -> Result<(), Refusal> {
+    /// The refusal of the first shard that could not be opened; what is open already is passed
+    /// over the next time.
+    pub fn reopen_shards(&mut self, opened: &mut usize) -> Result<(), Refusal> {
         for place in self.shards.places() {
             let newest = self.shards.at(place).newest();
             let record = &self.logs[newest.log as usize].extent(newest.number).record;
@@ -151,6 +152,7 @@ impl<I: Io> Core<I> {
                 open.extent.epoch = Epoch(open.extent.epoch.0 + 1);
                 open.first_offset = record.end;
                 self.open_next(place, open)?;
+                *opened += 1;
             }
         }
         Ok(())

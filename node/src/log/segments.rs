@@ -1,4 +1,4 @@
-//! A log at work: appends frames, gathers small ones, rolls to the next segment, finds batches.
+//! A log at work: appends frames and gathers small ones.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -10,11 +10,8 @@ use thalweg_wire::ids::{BootId, DiskId, Lsn, Offset};
 
 use super::cache::TailCache;
 use super::extent::{ExtentRecord, RECORD_BYTES_MAX, Remembered};
-use super::footer::{Trailer, encode_footer, footer_bytes};
-use super::format::{
-    FRAME_HEADER_BYTES, FrameKind, LogFrame, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentOrigin,
-    padded_frame_bytes,
-};
+use super::footer::{Trailer, footer_bytes};
+use super::format::{FRAME_HEADER_BYTES, FrameKind, LogFrame, padded_frame_bytes};
 use super::forward::Copying;
 use super::index::{Location, SegmentIndex};
 use super::retention::{Held, Leaving};
@@ -27,11 +24,12 @@ pub const SEGMENT_BATCHES_MAX: usize = 64 * 1024;
 /// A frame of this size and more is written from the buffer it was received into.
 pub const IN_PLACE_BYTES_MIN: usize = 64 << 10;
 /// Bytes gathered before they are written although the disk is busy.
-const GATHER_BYTES: usize = 256 << 10;
+pub(super) const GATHER_BYTES: usize = 256 << 10;
 /// Batches leave this part of the last segment to records: one over it.
 const RECORDS_SHARE: u64 = 16;
-/// Bytes of extent records in one snapshot frame.
-pub(super) const SNAPSHOT_FRAME_BYTES: usize = 128 << 10;
+/// Bytes of extent records in one snapshot frame, and those of one record more: two such frames
+/// share a buffer, unless the last record of one has many producers.
+pub(super) const SNAPSHOT_FRAME_BYTES: usize = 120 << 10;
 const _: () = assert!(SNAPSHOT_FRAME_BYTES + RECORD_BYTES_MAX + 128 < GATHER_BYTES);
 
 /// Why an append was not made. Nothing of it was kept.
@@ -43,6 +41,8 @@ pub enum AppendRefusal {
     NoSpace,
     /// Zero-filled segments are used up for the moment.
     Busy,
+    /// The log has as many extents as its segments can hold the snapshot of.
+    ManyExtents,
     /// There is no memory, though nothing of this log's tail is kept in it any more.
     NoMemory,
 }
@@ -52,7 +52,9 @@ impl From<AppendRefusal> for Refusal {
         match refusal {
             AppendRefusal::Failed => ErrorCode::LogFailed.into(),
             AppendRefusal::NoSpace => ErrorCode::NoSpace.into(),
-            AppendRefusal::Busy | AppendRefusal::NoMemory => ErrorCode::Overloaded.into(),
+            AppendRefusal::Busy | AppendRefusal::ManyExtents | AppendRefusal::NoMemory => {
+                ErrorCode::Overloaded.into()
+            }
         }
     }
 }
@@ -160,10 +162,10 @@ impl LogState {
 
 pub(super) struct OpenSegment {
     pub(super) sequence: u64,
-    file: FileId,
-    base: Lsn,
+    pub(super) file: FileId,
+    pub(super) base: Lsn,
     /// Where the next unit begins, in bytes from the segment's start; a multiple of the block.
-    position: u64,
+    pub(super) position: u64,
     pub(super) index: SegmentIndex,
     pub(super) held: Held,
 }
@@ -176,9 +178,9 @@ pub(super) struct Retiring {
 }
 
 /// Small frames on their way into one unit.
-struct Gather {
-    buffer: BufferId,
-    bytes: usize,
+pub(super) struct Gather {
+    pub(super) buffer: BufferId,
+    pub(super) bytes: usize,
 }
 
 /// A log.
@@ -194,9 +196,9 @@ pub struct Log {
     pub(super) next_base: Lsn,
     /// Where what was appended ends.
     appended: Lsn,
-    gather: Option<Gather>,
+    pub(super) gather: Option<Gather>,
     /// Buffers put aside for the snapshot that is being written.
-    spare_gathers: Vec<BufferId>,
+    pub(super) spare_gathers: Vec<BufferId>,
     pub(super) free: VecDeque<FreeSegment>,
     pub(super) no_space: bool,
     pub(super) leaving: Leaving,
@@ -204,7 +206,9 @@ pub struct Log {
     pub(super) writer: Writer,
     cache: TailCache,
     groups: u64,
-    bytes_written: u64,
+    pub(super) bytes_written: u64,
+    /// Bytes of the last snapshot, and of what was opened since.
+    pub(super) snapshot_bytes: u64,
 }
 
 impl Log {
@@ -236,6 +240,7 @@ impl Log {
             cache: TailCache::default(),
             groups: 0,
             bytes_written: 0,
+            snapshot_bytes: 0,
         }
     }
 
@@ -432,7 +437,7 @@ impl Log {
         Ok(())
     }
 
-    fn without_segment(&self) -> AppendRefusal {
+    pub(super) fn without_segment(&self) -> AppendRefusal {
         if self.no_space { AppendRefusal::NoSpace } else { AppendRefusal::Busy }
     }
 
@@ -513,6 +518,7 @@ impl Log {
         record.number = number;
         let mut payload = Vec::new();
         record.encode_into(&mut payload);
+        self.snapshot_bytes += payload.len() as u64;
         self.extents.insert(number, Extent { record, runs: Vec::new() });
         (number, self.append_record(io, FrameKind::Open, number, &payload))
     }
@@ -586,7 +592,11 @@ impl Log {
         Piece { buffer: gather.buffer, start: start as u32, bytes: bytes as u32 }
     }
 
-    fn open_gather(&mut self, io: &mut impl Io, bytes: usize) -> Result<(), AppendRefusal> {
+    pub(super) fn open_gather(
+        &mut self,
+        io: &mut impl Io,
+        bytes: usize,
+    ) -> Result<(), AppendRefusal> {
         self.close_gather(io);
         let kept = if bytes <= GATHER_BYTES { self.spare_gathers.pop() } else { None };
         let buffer = kept.or_else(|| self.allocate(io, bytes.max(GATHER_BYTES)));
@@ -629,119 +639,6 @@ impl Log {
         self.appended = end;
         self.groups += 1;
         self.bytes_written += bytes as u64;
-    }
-
-    /// Leaves the open segment for the next: footer, then header and snapshot of the next.
-    pub(super) fn roll(&mut self, io: &mut impl Io) -> Result<(), AppendRefusal> {
-        if self.free.is_empty() {
-            return Err(self.without_segment());
-        }
-        if self.retiring.as_ref().is_some_and(|old| !self.writer.is_durable(old.footer_unit)) {
-            return Err(AppendRefusal::Busy);
-        }
-        self.close_gather(io);
-        if let Some(old) = self.retiring.take() {
-            self.spare_index = Some(old.index);
-        }
-        if self.open.is_some() {
-            self.seal_open(io)?;
-        }
-        self.begin_segment(io)
-    }
-
-    fn seal_open(&mut self, io: &mut impl Io) -> Result<(), AppendRefusal> {
-        let open = self.open.as_ref().expect("there is an open segment");
-        let end = Lsn(open.base.0 + open.position);
-        let (footer_at, footer) =
-            encode_footer(&open.index, open.sequence, open.base, end, self.identity.segment_bytes);
-        let buffer = self.allocate(io, footer.len()).ok_or(AppendRefusal::NoMemory)?;
-        io.memory_mut().bytes_mut(buffer)[..footer.len()].copy_from_slice(&footer);
-        let open = self.open.take().expect("there is an open segment");
-        let piece = Piece { buffer, start: 0, bytes: footer.len() as u32 };
-        // A footer takes no positions of the log: the next frame stands in the next segment.
-        let unit = Unit { file: open.file, at: footer_at, piece, start: end, end };
-        let footer_unit = self.writer.push(unit);
-        self.bytes_written += footer.len() as u64;
-        let trailer = &footer[footer.len() - BLOCK_BYTES as usize..];
-        let trailer =
-            Trailer::decode(trailer, open.sequence, self.identity.segment_bytes).expect("as made");
-        let (file, base, held) = (open.file, open.base, open.held);
-        let segment = SealedSegment { file, base, trailer, order: open.sequence, held };
-        self.sealed.insert(open.sequence, segment);
-        self.leaving.look_again();
-        self.retiring = Some(Retiring { sequence: open.sequence, index: open.index, footer_unit });
-        Ok(())
-    }
-
-    fn begin_segment(&mut self, io: &mut impl Io) -> Result<(), AppendRefusal> {
-        let snapshot = self.snapshot();
-        let segments = self.segment_entries();
-        // All memory is had before anything is changed: one buffer a frame, one for the header.
-        while self.spare_gathers.len() < snapshot.len() + segments.len() + 2 {
-            match self.allocate(io, GATHER_BYTES) {
-                Some(buffer) => self.spare_gathers.push(buffer),
-                None => {
-                    self.release_spare_gathers(io);
-                    return Err(AppendRefusal::NoMemory);
-                }
-            }
-        }
-        let free = self.free.pop_front().expect("a free segment was seen");
-        let sequence = self.last_sequence + 1;
-        let first_live = self.sealed.first_key_value().map_or(sequence, |(first, _)| *first);
-        let header = SegmentHeader {
-            disk: self.identity.disk,
-            log: self.identity.log,
-            sequence,
-            first_live_sequence: first_live,
-            base: self.next_base,
-            previous_end: self.appended,
-            segment_bytes: self.identity.segment_bytes,
-            boot: self.identity.boot,
-            origin: SegmentOrigin::Appended,
-        };
-        let index = self.spare_index.take();
-        let mut index = index.unwrap_or_else(|| SegmentIndex::new(SEGMENT_BATCHES_MAX));
-        index.clear();
-        let (file, base) = (free.file, self.next_base);
-        let held = Held::default();
-        self.open = Some(OpenSegment { sequence, file, base, position: 0, index, held });
-        self.last_sequence = sequence;
-        self.next_base = Lsn(base.0 + self.identity.segment_bytes);
-        self.open_gather(io, SEGMENT_HEADER_BYTES)?;
-        let gather = self.gather.as_mut().expect("just opened");
-        gather.bytes = SEGMENT_HEADER_BYTES;
-        let place = &mut io.memory_mut().bytes_mut(gather.buffer)[..SEGMENT_HEADER_BYTES];
-        place.copy_from_slice(&header.encode());
-        for frame in &snapshot {
-            self.append_record(io, FrameKind::Snapshot, 0, frame);
-        }
-        for frame in &segments {
-            self.append_record(io, FrameKind::Segments, 0, frame);
-        }
-        let count = self.extents.len() as u64;
-        self.append_record(io, FrameKind::SnapshotEnd, 0, &count.to_le_bytes());
-        self.release_spare_gathers(io);
-        Ok(())
-    }
-
-    /// The records of all extents, in payloads of snapshot frames.
-    fn snapshot(&self) -> Vec<Vec<u8>> {
-        let (mut frames, mut payload) = (Vec::new(), Vec::new());
-        for extent in self.extents.values() {
-            extent.record.encode_into(&mut payload);
-            if payload.len() >= SNAPSHOT_FRAME_BYTES {
-                frames.push(std::mem::take(&mut payload));
-            }
-        }
-        if !payload.is_empty() {
-            frames.push(payload);
-        }
-        frames
-    }
-
-    fn release_spare_gathers(&mut self, io: &mut impl Io) {
-        self.spare_gathers.drain(..).for_each(|buffer| io.memory_mut().release(buffer));
     }
 
     /// Submits what may be written and synced now.

@@ -1,0 +1,193 @@
+//! From one segment to the next: the footer of the one, header and snapshot of the other.
+
+use thalweg_wire::ids::Lsn;
+
+use super::footer::{Trailer, encode_footer};
+use super::format::{
+    FrameKind, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentOrigin, padded_frame_bytes,
+};
+use super::index::SegmentIndex;
+use super::retention::Held;
+use super::segments::{
+    AppendRefusal, GATHER_BYTES, Log, OpenSegment, Retiring, SEGMENT_BATCHES_MAX,
+    SNAPSHOT_FRAME_BYTES, SealedSegment,
+};
+use super::writer::Unit;
+use crate::config::BLOCK_BYTES;
+use crate::io::{Io, Piece};
+
+/// A snapshot takes at most this part of a segment: one over it.
+const SNAPSHOT_SHARE: u64 = 2;
+
+impl Log {
+    /// Leaves the open segment for the next: footer, then header and snapshot of the next.
+    pub(super) fn roll(&mut self, io: &mut impl Io) -> Result<(), AppendRefusal> {
+        if self.free.is_empty() {
+            return Err(self.without_segment());
+        }
+        if self.retiring.as_ref().is_some_and(|old| !self.writer.is_durable(old.footer_unit)) {
+            return Err(AppendRefusal::Busy);
+        }
+        self.close_gather(io);
+        if let Some(old) = self.retiring.take() {
+            self.spare_index = Some(old.index);
+        }
+        if self.open.is_some() {
+            self.seal_open(io)?;
+        }
+        self.begin_segment(io)
+    }
+
+    /// Whether the log has room for another extent's record in its snapshots. What is there may
+    /// grow, and a restart opens each extent anew before it forgets the old: hence half of what a
+    /// segment could take.
+    ///
+    /// # Errors
+    /// [`AppendRefusal::ManyExtents`].
+    pub fn check_extents(&self) -> Result<(), AppendRefusal> {
+        let full = self.snapshot_bytes > self.identity.segment_bytes / SNAPSHOT_SHARE / 2;
+        if full { Err(AppendRefusal::ManyExtents) } else { Ok(()) }
+    }
+
+    fn seal_open(&mut self, io: &mut impl Io) -> Result<(), AppendRefusal> {
+        let open = self.open.as_ref().expect("there is an open segment");
+        let end = Lsn(open.base.0 + open.position);
+        let (footer_at, footer) =
+            encode_footer(&open.index, open.sequence, open.base, end, self.identity.segment_bytes);
+        let buffer = self.allocate(io, footer.len()).ok_or(AppendRefusal::NoMemory)?;
+        io.memory_mut().bytes_mut(buffer)[..footer.len()].copy_from_slice(&footer);
+        let open = self.open.take().expect("there is an open segment");
+        let piece = Piece { buffer, start: 0, bytes: footer.len() as u32 };
+        // A footer takes no positions of the log: the next frame stands in the next segment.
+        let unit = Unit { file: open.file, at: footer_at, piece, start: end, end };
+        let footer_unit = self.writer.push(unit);
+        self.bytes_written += footer.len() as u64;
+        let trailer = &footer[footer.len() - BLOCK_BYTES as usize..];
+        let trailer =
+            Trailer::decode(trailer, open.sequence, self.identity.segment_bytes).expect("as made");
+        let (file, base, held) = (open.file, open.base, open.held);
+        let segment = SealedSegment { file, base, trailer, order: open.sequence, held };
+        self.sealed.insert(open.sequence, segment);
+        self.leaving.look_again();
+        self.retiring = Some(Retiring { sequence: open.sequence, index: open.index, footer_unit });
+        Ok(())
+    }
+
+    fn begin_segment(&mut self, io: &mut impl Io) -> Result<(), AppendRefusal> {
+        let snapshot = self.snapshot();
+        let segments = self.segment_entries();
+        // All memory is had before anything is changed.
+        let ending = [std::mem::size_of::<u64>()];
+        let frames = snapshot.iter().chain(&segments).map(Vec::len).chain(ending);
+        let snapshot_bytes: u64 = frames.clone().map(|bytes| bytes as u64).sum();
+        if snapshot_bytes > self.identity.segment_bytes / SNAPSHOT_SHARE {
+            tracing::error!(
+                log = self.identity.log,
+                extents = self.extents.len(),
+                snapshot_bytes,
+                "the log cannot go on: its extents fill a segment; format a directory with larger \
+                 segments, or trim and seal shards"
+            );
+            return Err(AppendRefusal::ManyExtents);
+        }
+        let buffers = gathers_of(SEGMENT_HEADER_BYTES, frames);
+        while self.spare_gathers.len() < buffers {
+            match self.allocate(io, GATHER_BYTES) {
+                Some(buffer) => self.spare_gathers.push(buffer),
+                None => {
+                    self.release_spare_gathers(io);
+                    return Err(AppendRefusal::NoMemory);
+                }
+            }
+        }
+        self.snapshot_bytes = snapshot_bytes;
+        let free = self.free.pop_front().expect("a free segment was seen");
+        let sequence = self.last_sequence + 1;
+        let first_live = self.sealed.first_key_value().map_or(sequence, |(first, _)| *first);
+        let header = SegmentHeader {
+            disk: self.identity.disk,
+            log: self.identity.log,
+            sequence,
+            first_live_sequence: first_live,
+            base: self.next_base,
+            previous_end: self.appended(),
+            segment_bytes: self.identity.segment_bytes,
+            boot: self.identity.boot,
+            origin: SegmentOrigin::Appended,
+        };
+        let index = self.spare_index.take();
+        let mut index = index.unwrap_or_else(|| SegmentIndex::new(SEGMENT_BATCHES_MAX));
+        index.clear();
+        let (file, base) = (free.file, self.next_base);
+        let held = Held::default();
+        self.open = Some(OpenSegment { sequence, file, base, position: 0, index, held });
+        self.last_sequence = sequence;
+        self.next_base = Lsn(base.0 + self.identity.segment_bytes);
+        self.open_gather(io, SEGMENT_HEADER_BYTES)?;
+        let gather = self.gather.as_mut().expect("just opened");
+        gather.bytes = SEGMENT_HEADER_BYTES;
+        let place = &mut io.memory_mut().bytes_mut(gather.buffer)[..SEGMENT_HEADER_BYTES];
+        place.copy_from_slice(&header.encode());
+        for frame in &snapshot {
+            self.append_record(io, FrameKind::Snapshot, 0, frame);
+        }
+        for frame in &segments {
+            self.append_record(io, FrameKind::Segments, 0, frame);
+        }
+        let count = self.extents.len() as u64;
+        self.append_record(io, FrameKind::SnapshotEnd, 0, &count.to_le_bytes());
+        self.release_spare_gathers(io);
+        Ok(())
+    }
+
+    /// The records of all extents, in payloads of snapshot frames.
+    fn snapshot(&self) -> Vec<Vec<u8>> {
+        let (mut frames, mut payload) = (Vec::new(), Vec::new());
+        for extent in self.extents.values() {
+            extent.record.encode_into(&mut payload);
+            if payload.len() >= SNAPSHOT_FRAME_BYTES {
+                frames.push(std::mem::take(&mut payload));
+            }
+        }
+        if !payload.is_empty() {
+            frames.push(payload);
+        }
+        frames
+    }
+
+    fn release_spare_gathers(&mut self, io: &mut impl Io) {
+        self.spare_gathers.drain(..).for_each(|buffer| io.memory_mut().release(buffer));
+    }
+}
+
+/// How many buffers frames with payloads of these lengths are gathered in, behind `first_bytes`.
+fn gathers_of(first_bytes: usize, payloads: impl Iterator<Item = usize>) -> usize {
+    let (mut buffers, mut used) = (1, first_bytes);
+    for payload_bytes in payloads {
+        let bytes = padded_frame_bytes(payload_bytes as u64) as usize;
+        if used + bytes > GATHER_BYTES {
+            (buffers, used) = (buffers + 1, 0);
+        }
+        used += bytes;
+    }
+    buffers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::log::extent::RECORD_BYTES_MAX;
+    use crate::log::format::FRAME_HEADER_BYTES;
+
+    #[test]
+    fn frames_share_buffers_where_they_fit() {
+        let usual = SNAPSHOT_FRAME_BYTES + 300;
+        assert_eq!(gathers_of(SEGMENT_HEADER_BYTES, [8].into_iter()), 1);
+        assert_eq!(gathers_of(SEGMENT_HEADER_BYTES, [usual; 2].into_iter()), 1);
+        assert_eq!(gathers_of(SEGMENT_HEADER_BYTES, [usual; 100].into_iter()), 50);
+        let largest = SNAPSHOT_FRAME_BYTES + RECORD_BYTES_MAX;
+        assert_eq!(gathers_of(SEGMENT_HEADER_BYTES, [largest; 3].into_iter()), 3);
+        let full = GATHER_BYTES - FRAME_HEADER_BYTES;
+        assert_eq!(gathers_of(SEGMENT_HEADER_BYTES, [full, 8].into_iter()), 3);
+    }
+}
