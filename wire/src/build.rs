@@ -385,6 +385,23 @@ mod tests {
         assert_eq!(check(out_of_archive), BatchError::Archive);
     }
 
+    /// A batch that passed the check and whose records could not be walked: offsets overflowed.
+    #[test]
+    fn offsets_beyond_the_limit_are_refused() {
+        let at = |offset| {
+            let mut built = build(ROOM, &sample(3));
+            let header = built.first_chunk_mut::<HEADER_BYTES>().unwrap();
+            assign(header, Offset(offset), 0);
+            Batch::check(&built, &HashRange::FULL)
+                .map(|batch| batch.records().last().unwrap().offset)
+        };
+        let limit = limits::FIRST_OFFSET_MAX;
+        assert_eq!(at(limit), Ok(Offset(limit + 2)));
+        for beyond in [limit + 1, u64::MAX] {
+            assert!(matches!(at(beyond), Err(BatchError::Limit { .. })));
+        }
+    }
+
     #[test]
     fn hash_keys_outside_the_shard_are_refused() {
         let records = sample(8);

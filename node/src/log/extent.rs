@@ -97,7 +97,8 @@ impl ExtentRecord {
         }
         let record = ExtentRecord {
             number: u32_at(fixed, 0),
-            open: OpenExtent::decode(&fixed[64..]).map_err(|_| malformed("its command"))?,
+            open: OpenExtent::decode_recorded(&fixed[64..])
+                .map_err(|_| malformed("its command"))?,
             state: ExtentState::from_number(u16_at(fixed, 4)).ok_or(malformed("its state"))?,
             recovery_epoch: Epoch(u64_at(fixed, 8)),
             end: Offset(u64_at(fixed, 16)),
