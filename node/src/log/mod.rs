@@ -13,6 +13,7 @@ pub mod index;
 pub mod merge;
 pub mod recovery;
 pub mod retention;
+mod scan;
 pub mod scrub;
 pub mod search;
 pub mod segments;
