@@ -374,6 +374,8 @@ mod tests {
         assert_eq!(check(empty_key), BatchError::Index { record: 0 });
         let more = forge(&built, |header, _| header.records += 1);
         assert!(matches!(check(more), BatchError::Index { .. }));
+        let last_sequence = forge(&built, |header, _| header.sequence = u64::MAX);
+        assert!(matches!(check(last_sequence), BatchError::Limit { .. }));
         let none = forge(&built, |header, _| header.records = 0);
         assert!(matches!(check(none), BatchError::Index { .. }));
         let flagged = forge(&built, |header, _| header.flags = 2);

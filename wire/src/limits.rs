@@ -37,6 +37,8 @@ pub const PRODUCER_WINDOW: usize = 8;
 pub const PRODUCERS_PER_SHARD_MAX: usize = 64;
 /// Shards in one describe answer.
 pub const DESCRIBE_SHARDS_MAX: u32 = 1024;
+/// Highest sequence of a batch: the one after it is what its producer is expected to send next.
+pub const SEQUENCE_MAX: u64 = u64::MAX - 1;
 /// Highest first offset of a batch or an extent: counting its records on from there does not
 /// overflow.
 pub const FIRST_OFFSET_MAX: u64 = 1 << 63;

@@ -27,6 +27,10 @@ use super::segments::{Extent, LogState, Run, SealedSegment};
 use crate::config::BLOCK_BYTES;
 use crate::io::{Errno, FileId};
 
+/// Sequences and positions above these are nobody's; a log counts on from those it finds.
+const SEQUENCE_MAX: u64 = 1 << 62;
+const BASE_MAX: u64 = 1 << 62;
+
 /// Bytes read from a segment, aligned as a block is.
 pub type Bytes = AlignedVec<4096>;
 
@@ -180,7 +184,7 @@ impl RecoveredLog {
 ///
 /// # Errors
 /// [`RecoveryError`] when what is there cannot be trusted; nothing was changed then but headers
-/// of segments that never began.
+/// of segments that never began, and footers that were made anew.
 pub async fn recover(
     files: &impl LogFiles,
     disk: DiskId,
@@ -269,6 +273,19 @@ struct Inventory {
 }
 
 impl Inventory {
+    fn take_in(&mut self, segment: Segment) -> Result<(), RecoveryError> {
+        let SegmentHeader { sequence, base, .. } = segment.header;
+        let contradiction =
+            |what: &str| RecoveryError::Contradiction { sequence, at: base, what: what.into() };
+        if !(1..=SEQUENCE_MAX).contains(&sequence) || base.0 > BASE_MAX {
+            return Err(contradiction("no log gets to its sequence or position"));
+        }
+        match self.segments.insert(sequence, segment) {
+            None => Ok(()),
+            Some(_) => Err(contradiction("another file is the same segment")),
+        }
+    }
+
     /// The segment that the log was appended to last.
     fn take_newest(&mut self) -> Option<(u64, Segment)> {
         let mut appended = self.segments.iter().rev();
@@ -312,7 +329,7 @@ async fn take_inventory(
                 if !ours || header.segment_bytes != segment_bytes || size != segment_bytes {
                     return Err(RecoveryError::Foreign);
                 }
-                inventory.segments.insert(header.sequence, Segment { file, header });
+                inventory.take_in(Segment { file, header })?;
             }
             Err(HeaderFault::Version { found }) => return Err(RecoveryError::Version { found }),
             Err(_) if block.iter().all(|byte| *byte == 0) => inventory.free.push(file),

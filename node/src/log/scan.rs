@@ -3,14 +3,16 @@
 
 use std::collections::BTreeMap;
 
-use thalweg_wire::batch::Batch;
+use thalweg_wire::batch::{Batch, HEADER_BYTES};
 use thalweg_wire::checksum::crc32c;
 use thalweg_wire::codec::{align_up, u64_at};
 use thalweg_wire::control::ExtentState;
 use thalweg_wire::hash_range::HashRange;
 use thalweg_wire::ids::{BootId, Lsn};
+use thalweg_wire::limits::BODY_BYTES_MAX;
 
 use super::extent::{ExtentEnd, ExtentRecord, ExtentTrim, MalformedRecord};
+use super::footer::footer_bytes;
 use super::format::{FRAME_HEADER_BYTES, FrameKind, LogFrame, SEGMENT_HEADER_BYTES, SegmentOrigin};
 use super::index::{Location, SegmentIndex};
 use super::recovery::{LogFiles, RecoveryError, RecoveryReport, Segment};
@@ -18,8 +20,11 @@ use super::retention::{SegmentEntry, decode_merge, decode_release};
 use super::segments::{SEGMENT_BATCHES_MAX, note_stored};
 use crate::config::BLOCK_BYTES;
 
-/// Bytes read and examined at a time; more than the largest frame.
+/// Bytes read and examined at a time.
 const WINDOW_BYTES: usize = 16 << 20;
+/// Longer payloads are nobody's: a frame and what stands before it in its block fit a window.
+const PAYLOAD_BYTES_MAX: u32 = WINDOW_BYTES as u32 - BLOCK_BYTES as u32 - FRAME_HEADER_BYTES as u32;
+const _: () = assert!(BODY_BYTES_MAX + HEADER_BYTES as u32 <= PAYLOAD_BYTES_MAX);
 
 /// What a segment says, up to the end of its contiguous prefix.
 pub(super) struct Scan {
@@ -77,6 +82,13 @@ pub(super) async fn scan(
         return Ok(None);
     }
     let ScanState { extents, segments, index, report, .. } = state;
+    if position + footer_bytes(index.extents(), index.len()) > header.segment_bytes {
+        return Err(RecoveryError::Contradiction {
+            sequence: header.sequence,
+            at: end,
+            what: "its frames leave no room for a footer".into(),
+        });
+    }
     Ok(Some(Scan { extents, segments, index, end, report }))
 }
 
@@ -119,7 +131,7 @@ impl ScanState {
             let frame = LogFrame::decode(rest, self.sequence, lsn)
                 .ok()
                 // A segment is one start's: an attempt before it may have had its sequence.
-                .filter(|frame| frame.boot == self.boot)
+                .filter(|frame| frame.boot == self.boot && frame.payload_bytes <= PAYLOAD_BYTES_MAX)
                 .filter(|frame| position + frame.padded_bytes() <= segment_bytes);
             let Some(frame) = frame else {
                 // Behind the last frame of a unit there are zeroes to the end of the block.
@@ -169,27 +181,27 @@ impl ScanState {
         let range = record.as_ref().map_or(HashRange::FULL, |record| record.open.range);
         let Ok(batch) = Batch::check(payload, &range) else { return Ok(false) };
         let header = batch.header;
-        if let Some(record) = record {
-            let of_extent = header.shard == record.open.extent.shard
+        let of_extent = record.as_ref().is_none_or(|record| {
+            header.shard == record.open.extent.shard
                 && header.epoch == record.open.extent.epoch
                 && header.first_offset == record.end
-                && header.batch_bytes() == payload.len();
-            if !of_extent {
-                return Err(self.contradiction(frame, "a batch that does not follow its extent"));
-            }
+        });
+        let location = Location {
+            first_offset: header.first_offset,
+            records: header.records,
+            batch_bytes: frame.payload_bytes,
+            lsn: frame.lsn,
+            append_time_ms: header.append_time_ms,
+        };
+        let whole = header.batch_bytes() == payload.len();
+        if !of_extent || !whole || !self.index.takes(frame.extent, &location) {
+            return Err(self.contradiction(frame, "a batch that does not follow its extent"));
+        }
+        if let Some(record) = record {
             note_stored(record, &header);
         }
         self.report.batches += 1;
-        self.index.push(
-            frame.extent,
-            Location {
-                first_offset: header.first_offset,
-                records: header.records,
-                batch_bytes: frame.payload_bytes,
-                lsn: frame.lsn,
-                append_time_ms: header.append_time_ms,
-            },
-        );
+        self.index.push(frame.extent, location);
         Ok(true)
     }
 
