@@ -13,10 +13,11 @@ use thalweg_client::Admin;
 use thalweg_wire::batch::{BatchHeader, HEADER_BYTES};
 use thalweg_wire::build::{BatchBuilder, BatchIdentity, BatchRoom, NewRecord};
 use thalweg_wire::checksum::crc32c;
+use thalweg_wire::control::OpenExtent;
 use thalweg_wire::error::ErrorCode;
 use thalweg_wire::frame::{ErrorAnswer, FrameKind, small_frame};
-use thalweg_wire::hash_range::HashKey;
-use thalweg_wire::ids::{Epoch, ProducerId, ShardId};
+use thalweg_wire::hash_range::{HashKey, HashRange};
+use thalweg_wire::ids::{DiskId, Epoch, ExtentId, Offset, ProducerId, ShardId};
 use thalweg_wire::produce::padded_bytes;
 
 const BUDGET_BYTES: u64 = 160 << 20;
@@ -70,6 +71,25 @@ fn patched(frame: &[u8], change: impl FnOnce(&mut [u8])) -> Vec<u8> {
     frame
 }
 
+/// A command that opens an extent of a shard that the node does not have.
+fn open_extent(epoch: u64, first_offset: u64) -> Vec<u8> {
+    let shard = ShardId { stream: STREAM, index: 77 };
+    let open = OpenExtent {
+        extent: ExtentId { shard, epoch: Epoch(epoch) },
+        range: HashRange::FULL,
+        first_offset: Offset(first_offset),
+        shard_created_s: 1,
+        limits: None,
+        retention_class: 0,
+        copies: 1,
+        acks: 1,
+        replicas: [DiskId([0; 16]); 3],
+        store_generation: 1,
+        account: 0,
+    };
+    small_frame(FrameKind::OpenExtent, 0, 1, &open.encode())
+}
+
 #[test]
 fn what_is_no_frame_gets_a_typed_error_and_ends_that_connection_alone() {
     let (_data, node, mut witness) = start();
@@ -90,6 +110,9 @@ fn what_is_no_frame_gets_a_typed_error_and_ends_that_connection_alone() {
         ("more batches than there are", produce_frame(3, &batch(2, 0)), ErrorCode::Malformed),
         ("bytes behind the batch", produce_frame(1, &[0; 4000]), ErrorCode::Malformed),
         ("half a fetch", small_frame(FrameKind::Fetch, 0, 1, &[1; 20]), ErrorCode::Malformed),
+        // The first record there stopped the node; so did its next start.
+        ("an extent at the last offset", open_extent(1, u64::MAX), ErrorCode::Malformed),
+        ("an extent of the last epoch", open_extent(u64::MAX, 0), ErrorCode::Malformed),
         (
             "half a command",
             small_frame(FrameKind::OpenExtent, 0, 1, &[1; 192]),

@@ -9,6 +9,8 @@ use std::io::{IsTerminal, Read};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -138,10 +140,11 @@ fn start_logs(filter: &str) -> Result<(), Failure> {
 /// once: to the data directories that is a crash, which they are made for.
 fn serve(config: NodeConfig) -> Result<(), Failure> {
     let summary = Summary::of(&config);
+    let stop = stop_on_signals().map_err(Failure::Signals)?;
     let node = Node::start(config)?;
-    let mut signals = catch_signals().map_err(Failure::Signals)?;
+    stop.node_serves();
     summary.log(&node);
-    signals.wait().map_err(Failure::Signals)?;
+    stop.wait();
     info!("stopping: what was accepted is made durable and answered");
     node.stop();
     info!("stopped");
@@ -170,21 +173,58 @@ impl Summary {
     }
 }
 
-/// The end of a pipe into which a signal writes.
-struct Signals(UnixStream);
+/// How long a signal waits for a node that starts: its cores answer a moment before it is known
+/// to serve, and who was answered may ask it to stop.
+const START_GRACE: Duration = Duration::from_secs(1);
 
-fn catch_signals() -> std::io::Result<Signals> {
-    let (receiver, sender) = UnixStream::pair()?;
+/// What signals and the start of the node come to.
+#[derive(Default)]
+struct Stop {
+    /// Whether the node serves, and whether it is to stop.
+    state: Mutex<(bool, bool)>,
+    changed: Condvar,
+}
+
+/// Lets SIGTERM and SIGINT stop the node once it serves; before, they end the process.
+fn stop_on_signals() -> std::io::Result<Arc<Stop>> {
+    let (mut receiver, sender) = UnixStream::pair()?;
     for signal in [SIGTERM, SIGINT] {
         signal_hook::low_level::pipe::register(signal, sender.try_clone()?)?;
     }
-    Ok(Signals(receiver))
+    let stop = Arc::new(Stop::default());
+    let told = stop.clone();
+    std::thread::Builder::new().name("signals".into()).spawn(move || {
+        if receiver.read_exact(&mut [0]).is_ok() && !told.asked() {
+            let _ = signal_hook::low_level::emulate_default_handler(SIGTERM);
+        }
+    })?;
+    Ok(stop)
 }
 
-impl Signals {
-    /// Returns when a signal has come.
-    fn wait(&mut self) -> std::io::Result<()> {
-        self.0.read_exact(&mut [0])
+impl Stop {
+    fn state(&self) -> MutexGuard<'_, (bool, bool)> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The node serves.
+    fn node_serves(&self) {
+        self.state().0 = true;
+        self.changed.notify_all();
+    }
+
+    /// A signal came; false when there is no node to stop yet.
+    fn asked(&self) -> bool {
+        let waited = self.changed.wait_timeout_while(self.state(), START_GRACE, |state| !state.0);
+        let mut state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        state.1 = true;
+        self.changed.notify_all();
+        state.0
+    }
+
+    /// Returns when the node is to stop.
+    fn wait(&self) {
+        let waited = self.changed.wait_while(self.state(), |state| !state.1);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 }
 
@@ -200,8 +240,10 @@ mod tests {
 
     #[test]
     fn a_signal_ends_the_wait() {
-        let mut signals = catch_signals().unwrap();
+        let stop = stop_on_signals().unwrap();
+        // One that comes a moment before the node is known to serve counts as well.
         signal_hook::low_level::raise(SIGTERM).unwrap();
-        signals.wait().unwrap();
+        stop.node_serves();
+        stop.wait();
     }
 }

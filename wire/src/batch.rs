@@ -265,6 +265,8 @@ impl BatchHeader {
         };
         within("records in a batch", self.records.into(), limits::BATCH_RECORDS_MAX.into())?;
         within("a body", self.body_bytes.into(), limits::BODY_BYTES_MAX.into())?;
+        within("a sequence", self.sequence, limits::SEQUENCE_MAX)?;
+        within("a first offset", self.first_offset.0, limits::FIRST_OFFSET_MAX)?;
         if self.body_bytes > limits::BODY_BYTES_MANY_RECORDS_MAX {
             within("records in a body above 1 MiB", self.records.into(), 1)?;
         }

@@ -374,6 +374,8 @@ mod tests {
         assert_eq!(check(empty_key), BatchError::Index { record: 0 });
         let more = forge(&built, |header, _| header.records += 1);
         assert!(matches!(check(more), BatchError::Index { .. }));
+        let last_sequence = forge(&built, |header, _| header.sequence = u64::MAX);
+        assert!(matches!(check(last_sequence), BatchError::Limit { .. }));
         let none = forge(&built, |header, _| header.records = 0);
         assert!(matches!(check(none), BatchError::Index { .. }));
         let flagged = forge(&built, |header, _| header.flags = 2);
@@ -383,6 +385,23 @@ mod tests {
             put(body, root_at, i32::MIN.to_le_bytes());
         });
         assert_eq!(check(out_of_archive), BatchError::Archive);
+    }
+
+    /// A batch that passed the check and whose records could not be walked: offsets overflowed.
+    #[test]
+    fn offsets_beyond_the_limit_are_refused() {
+        let at = |offset| {
+            let mut built = build(ROOM, &sample(3));
+            let header = built.first_chunk_mut::<HEADER_BYTES>().unwrap();
+            assign(header, Offset(offset), 0);
+            Batch::check(&built, &HashRange::FULL)
+                .map(|batch| batch.records().last().unwrap().offset)
+        };
+        let limit = limits::FIRST_OFFSET_MAX;
+        assert_eq!(at(limit), Ok(Offset(limit + 2)));
+        for beyond in [limit + 1, u64::MAX] {
+            assert!(matches!(at(beyond), Err(BatchError::Limit { .. })));
+        }
     }
 
     #[test]

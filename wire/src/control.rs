@@ -111,6 +111,22 @@ impl OpenExtent {
     /// # Errors
     /// When a field is out of its range.
     pub fn decode(payload: &[u8]) -> Result<OpenExtent, FrameError> {
+        let open = OpenExtent::decode_recorded(payload)?;
+        if open.first_offset.0 > limits::COMMAND_OFFSET_MAX
+            || open.extent.epoch.0 > limits::COMMAND_EPOCH_MAX
+        {
+            let what = "the first offset or the epoch is above 2^62";
+            return Err(FrameError::Payload { kind: FrameKind::OpenExtent, what });
+        }
+        Ok(open)
+    }
+
+    /// Takes a command apart that a node made or carried out: it may have counted on from offset
+    /// and epoch of one that it was given.
+    ///
+    /// # Errors
+    /// When a field is out of its range.
+    pub fn decode_recorded(payload: &[u8]) -> Result<OpenExtent, FrameError> {
         let malformed = |what| FrameError::Payload { kind: FrameKind::OpenExtent, what };
         exact(payload, OPEN_EXTENT_BYTES, FrameKind::OpenExtent)?;
         let extent = extent_at(payload, FrameKind::OpenExtent)?;
@@ -127,6 +143,9 @@ impl OpenExtent {
         let (copies, acks) = (payload[13], payload[14]);
         if !matches!((copies, acks), (1, 1) | (2, 2) | (3, 2)) {
             return Err(malformed("(copies, acks) is one of (1,1), (2,2), (3,2)"));
+        }
+        if u64_at(payload, 24) > limits::FIRST_OFFSET_MAX || extent.epoch.0 > limits::EPOCH_MAX {
+            return Err(malformed("the first offset or the epoch is above 2^63"));
         }
         if payload[168..] != [0; 24] {
             return Err(malformed("reserved bytes are not zero"));
@@ -524,10 +543,13 @@ mod tests {
     #[test]
     fn commands_out_of_range_are_refused() {
         let open = open();
+        let above_epoch = Epoch(limits::COMMAND_EPOCH_MAX + 1);
         let zero_epoch = ExtentId { epoch: Epoch(0), ..EXTENT };
         for bad in [
             OpenExtent { copies: 2, acks: 1, ..open },
             OpenExtent { extent: zero_epoch, ..open },
+            OpenExtent { first_offset: Offset(limits::COMMAND_OFFSET_MAX + 1), ..open },
+            OpenExtent { extent: ExtentId { epoch: above_epoch, ..EXTENT }, ..open },
             OpenExtent { range: HashRange { start: HashKey(5), end: HashKey(4) }, ..open },
             OpenExtent {
                 limits: Some(ShardLimits {
@@ -540,6 +562,26 @@ mod tests {
             assert!(OpenExtent::decode(&bad.encode()).is_err(), "{bad:?}");
         }
         assert!(OpenExtent::decode(&open.encode()[..191]).is_err());
+    }
+
+    /// The last offset stopped the node that stored a record there, the last epoch the node that
+    /// counted on from it at its next start.
+    #[test]
+    fn a_node_can_count_on_from_every_command() {
+        let extent = ExtentId { epoch: Epoch(limits::COMMAND_EPOCH_MAX), ..EXTENT };
+        let first_offset = Offset(limits::COMMAND_OFFSET_MAX);
+        let last = OpenExtent { extent, first_offset, ..open() };
+        assert_eq!(OpenExtent::decode(&last.encode()), Ok(last));
+        let extent = ExtentId { epoch: Epoch(extent.epoch.0 + 1), ..EXTENT };
+        let counted_on = OpenExtent { extent, first_offset: first_offset.after(1), ..last };
+        assert!(OpenExtent::decode(&counted_on.encode()).is_err());
+        assert_eq!(OpenExtent::decode_recorded(&counted_on.encode()), Ok(counted_on));
+        for beyond in [
+            OpenExtent { first_offset: Offset(u64::MAX), ..last },
+            OpenExtent { extent: ExtentId { epoch: Epoch(u64::MAX), ..EXTENT }, ..last },
+        ] {
+            assert!(OpenExtent::decode_recorded(&beyond.encode()).is_err());
+        }
     }
 
     #[test]

@@ -37,6 +37,19 @@ pub const PRODUCER_WINDOW: usize = 8;
 pub const PRODUCERS_PER_SHARD_MAX: usize = 64;
 /// Shards in one describe answer.
 pub const DESCRIBE_SHARDS_MAX: u32 = 1024;
+/// Highest sequence of a batch: the one after it is what its producer is expected to send next.
+pub const SEQUENCE_MAX: u64 = u64::MAX - 1;
+/// Highest first offset of a batch or an extent: counting its records on from there does not
+/// overflow.
+pub const FIRST_OFFSET_MAX: u64 = 1 << 63;
+/// Highest first offset at which a command opens an extent: no shard lives to get from here to
+/// [`FIRST_OFFSET_MAX`].
+pub const COMMAND_OFFSET_MAX: u64 = 1 << 62;
+/// Highest epoch of an extent: a node counts on from the last one, at each start.
+pub const EPOCH_MAX: u64 = 1 << 63;
+/// Highest epoch under which a command opens an extent: no node starts as often as it takes to get
+/// from here to [`EPOCH_MAX`].
+pub const COMMAND_EPOCH_MAX: u64 = 1 << 62;
 /// Replicas of an extent (design: (3,2) is the largest layout).
 pub const REPLICAS_MAX: usize = 3;
 

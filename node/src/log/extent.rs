@@ -84,6 +84,10 @@ impl ExtentRecord {
     pub fn decode(bytes: &[u8]) -> Result<(ExtentRecord, usize), MalformedRecord> {
         let malformed = |what| MalformedRecord { what };
         let fixed = bytes.get(..RECORD_FIXED_BYTES).ok_or(malformed("it is cut short"))?;
+        // The log gives the next extent the number after it.
+        if u32_at(fixed, 0) == u32::MAX {
+            return Err(malformed("it has the last number"));
+        }
         let count = u16_at(fixed, 6) as usize;
         if count > PRODUCERS_PER_SHARD_MAX {
             return Err(malformed("it has too many producers"));
@@ -97,7 +101,8 @@ impl ExtentRecord {
         }
         let record = ExtentRecord {
             number: u32_at(fixed, 0),
-            open: OpenExtent::decode(&fixed[64..]).map_err(|_| malformed("its command"))?,
+            open: OpenExtent::decode_recorded(&fixed[64..])
+                .map_err(|_| malformed("its command"))?,
             state: ExtentState::from_number(u16_at(fixed, 4)).ok_or(malformed("its state"))?,
             recovery_epoch: Epoch(u64_at(fixed, 8)),
             end: Offset(u64_at(fixed, 16)),
@@ -287,14 +292,20 @@ impl Producers {
     /// A batch judged fresh was stored. A producer that is new takes the place of the one silent
     /// for longest when there is none left.
     pub fn record(&mut self, id: ProducerId, sequence: u64, stored: Remembered) {
-        let now = self.known.iter().map(|producer| producer.last_used).max().unwrap_or(0) + 1;
+        let last = self.known.iter().map(|producer| producer.last_used).max().unwrap_or(0);
         let place = self.known.iter().position(|producer| producer.id == id);
         let place = place.unwrap_or_else(|| self.admit(id));
         let producer = &mut self.known[place];
+        // What a log says was stored need not have been fresh: behind a gap, nothing else of the
+        // producer is remembered.
+        if sequence != producer.next_sequence {
+            (producer.window, producer.remembered) = Default::default();
+        }
         producer.window[sequence as usize % PRODUCER_WINDOW] = stored;
         producer.remembered = (producer.remembered + 1).min(PRODUCER_WINDOW as u8);
         producer.next_sequence = sequence + 1;
-        producer.last_used = now;
+        // It gets to its end only when a log says so.
+        producer.last_used = last.saturating_add(1);
     }
 
     /// How many are known.
@@ -322,6 +333,7 @@ pub(crate) mod tests {
     use super::*;
     use thalweg_wire::hash_range::HashRange;
     use thalweg_wire::ids::{DiskId, ExtentId, ShardId, StreamId};
+    use thalweg_wire::limits::SEQUENCE_MAX;
 
     /// An open extent of shard `index`.
     pub(crate) fn record(index: u32, epoch: u64) -> ExtentRecord {
@@ -420,5 +432,32 @@ pub(crate) mod tests {
         assert_eq!(producers.judge(ProducerId(0), 2), SequenceVerdict::Fresh);
         assert_eq!(producers.judge(ProducerId(1), 1), SequenceVerdict::Unknown);
         assert_eq!(producers.judge(ProducerId(2), 1), SequenceVerdict::Fresh);
+    }
+
+    /// Records whose checksums fit and from which counting on overflowed: producers at the end of
+    /// their sequences, and more remembered than a producer had sent.
+    #[test]
+    fn what_was_read_never_overflows() {
+        let mut old = record(3, 2);
+        old.producers.record(ProducerId(1), 0, stored(0));
+        let mut bytes = Vec::new();
+        old.encode_into(&mut bytes);
+        let producer_at = RECORD_FIXED_BYTES;
+        put(&mut bytes, producer_at + 8, u64::MAX.to_le_bytes());
+        put(&mut bytes, producer_at + 16, u64::MAX.to_le_bytes());
+        let (mut read, _) = ExtentRecord::decode(&bytes).unwrap();
+        for sequence in [SEQUENCE_MAX, 2, 1] {
+            read.producers.record(ProducerId(1), sequence, stored(7));
+        }
+        read.producers.record(ProducerId(2), 0, stored(8));
+        let again = SequenceVerdict::Duplicate(stored(7));
+        assert_eq!(read.producers.judge(ProducerId(1), 1), again);
+        assert_eq!(read.producers.judge(ProducerId(1), 0), SequenceVerdict::Forgotten);
+        bytes.clear();
+        read.encode_into(&mut bytes);
+        assert_eq!(ExtentRecord::decode(&bytes).unwrap().0, read);
+
+        put(&mut bytes, 0, u32::MAX.to_le_bytes());
+        assert!(ExtentRecord::decode(&bytes).is_err(), "the next extent's number is one more");
     }
 }

@@ -7,9 +7,10 @@
 use thalweg_wire::checksum::crc32c;
 use thalweg_wire::codec::{align_up, put, u32_at, u64_at};
 use thalweg_wire::ids::{Lsn, Offset};
+use thalweg_wire::limits::FIRST_OFFSET_MAX;
 use thiserror::Error;
 
-use super::format::{HeaderFault, check_block, header_block, seal_block};
+use super::format::{FRAME_HEADER_BYTES, HeaderFault, check_block, header_block, seal_block};
 use super::index::{Location, SegmentIndex, Target};
 use crate::config::BLOCK_BYTES;
 
@@ -56,6 +57,9 @@ pub enum FooterFault {
     /// The checksum does not match.
     #[error("the footer's checksum does not match")]
     Checksum,
+    /// The checksum matches, and directory and entries are not what a segment has.
+    #[error("the footer contradicts itself")]
+    Contradiction,
 }
 
 impl Trailer {
@@ -189,16 +193,37 @@ pub struct Footer<'a> {
 }
 
 impl<'a> Footer<'a> {
-    /// Checks the bytes of a footer against its trailer.
+    /// Checks the bytes of a footer against its trailer: what passes can be searched, and leads to
+    /// places in the segment.
     ///
     /// # Errors
-    /// [`FooterFault::Checksum`] when they do not match.
+    /// [`FooterFault`] when they do not match, or contradict themselves.
     pub fn check(bytes: &'a [u8], trailer: &Trailer, base: Lsn) -> Result<Self, FooterFault> {
         let body = bytes.get(..trailer.body_bytes() as usize).ok_or(FooterFault::Place)?;
         if crc32c(body) != trailer.crc {
             return Err(FooterFault::Checksum);
         }
-        Ok(Footer::checked(body, trailer, base))
+        let footer = Footer::checked(body, trailer, base);
+        if footer.is_sound(trailer) { Ok(footer) } else { Err(FooterFault::Contradiction) }
+    }
+
+    /// Whether the directory covers the entries in order, and each part's follow each other.
+    fn is_sound(&self, trailer: &Trailer) -> bool {
+        let (mut next_entry, mut last_extent) = (0, None);
+        for part in self.parts() {
+            let entries = self.entries_of(&part);
+            let Some(first) = entries.first() else { return false };
+            let begins = (part.first_offset.0, part.first_time_ms);
+            let in_order = last_extent < Some(part.extent) && part.first_entry == next_entry;
+            let whole = entries.len() == part.entries as usize;
+            let named = begins == (u64_at(first, 0), u64_at(first, 8));
+            if !in_order || !whole || !named || !follow_each_other(entries, trailer.footer_at) {
+                return false;
+            }
+            next_entry += part.entries;
+            last_extent = Some(part.extent);
+        }
+        next_entry == trailer.entries
     }
 
     /// The same for bytes that were checked when they were read.
@@ -218,13 +243,14 @@ impl<'a> Footer<'a> {
     #[must_use]
     pub fn sums(&self, part: &ExtentPart) -> (u32, u32, u64) {
         let entries = self.entries_of(part);
+        // They lie side by side in a segment: their sum is no longer than that.
         let bytes = entries.iter().map(|entry| u32_at(entry, 20)).sum();
         (entries.len() as u32, bytes, entries.last().map_or(0, |entry| u64_at(entry, 8)))
     }
 
     fn entries_of(&self, part: &ExtentPart) -> &'a [[u8; ENTRY_BYTES]] {
         let (all, _) = self.entries.as_chunks::<ENTRY_BYTES>();
-        // A directory that passed its checksum and yet points beyond the entries ends the list.
+        // Looked at before it is known to be sound: what lies beyond the entries is not there.
         let start = part.first_entry as usize;
         let end = start.saturating_add(part.entries as usize).min(all.len());
         all.get(start..end).unwrap_or(&[])
@@ -240,6 +266,25 @@ impl<'a> Footer<'a> {
         let start = entries.partition_point(|bytes| target.is_after(&location(bytes, base)));
         entries[start..].iter().map(move |bytes| location(bytes, base))
     }
+}
+
+/// Whether batches of an extent lie in the order of their offsets, without a gap between these, at
+/// or after each other's time, and within the segment's frames.
+fn follow_each_other(entries: &[[u8; ENTRY_BYTES]], frames_end: u64) -> bool {
+    let (mut position, mut next, mut time_ms) = (BLOCK_BYTES, None, 0);
+    entries.iter().all(|bytes| {
+        let entry = location(bytes, Lsn(0));
+        let (start, first_offset) = (entry.lsn.0, entry.first_offset);
+        let end = start + FRAME_HEADER_BYTES as u64 + u64::from(entry.batch_bytes);
+        let in_place = position <= start && end <= frames_end;
+        let countable = entry.records > 0 && first_offset.0 <= FIRST_OFFSET_MAX;
+        if !in_place || !countable || next.is_some_and(|next| next != first_offset) {
+            return false;
+        }
+        let in_time = time_ms <= entry.append_time_ms;
+        (position, next, time_ms) = (end, Some(entry.end_offset()), entry.append_time_ms);
+        in_time
+    })
 }
 
 fn part(bytes: &[u8; EXTENT_BYTES]) -> ExtentPart {
@@ -324,5 +369,39 @@ mod tests {
             assert_eq!(fault, FooterFault::Checksum);
         }
         assert!(Footer::check(&bytes[..100], &trailer, base).is_err());
+    }
+
+    /// Footers whose checksum matched and whose content led out of the segment: sums and positions
+    /// overflowed, searches read beyond the file.
+    #[test]
+    fn contradictions_are_refused_though_the_checksum_matches() {
+        let base = Lsn(SEGMENT_BYTES);
+        let (_, bytes) = encode_footer(&index(), 9, base, base, SEGMENT_BYTES);
+        let trailer = Trailer::decode(&bytes[bytes.len() - 4096..], 9, SEGMENT_BYTES).unwrap();
+        let entry = |at: usize| 2 * EXTENT_BYTES + at * ENTRY_BYTES;
+        let forged = |at: usize, field: &[u8]| {
+            let mut forged = bytes.clone();
+            put(&mut forged, at, field);
+            let crc = crc32c(&forged[..trailer.body_bytes() as usize]);
+            Footer::check(&forged, &Trailer { crc, ..trailer }, base).map(|_| ())
+        };
+        assert_eq!(forged(entry(0), &0_u64.to_le_bytes()), Ok(()), "as it was");
+        for (what, at, field) in [
+            ("extents out of order", 0, &9_u32.to_le_bytes()[..]),
+            ("entries left out", 4, &1_u32.to_le_bytes()),
+            ("entries beyond the last", EXTENT_BYTES + 8, &u32::MAX.to_le_bytes()),
+            ("an extent without entries", 8, &0_u32.to_le_bytes()),
+            ("another first offset", 16, &1_u64.to_le_bytes()),
+            ("another first time", 24, &1_u64.to_le_bytes()),
+            ("a gap between offsets", entry(3), &7_u64.to_le_bytes()),
+            ("the last offset", entry(0), &u64::MAX.to_le_bytes()),
+            ("a time that falls", entry(30) + 8, &0_u64.to_le_bytes()),
+            ("no records", entry(49) + 16, &0_u32.to_le_bytes()),
+            ("a batch over the next", entry(5) + 20, &u32::MAX.to_le_bytes()),
+            ("a batch beyond the frames", entry(49) + 24, &u32::MAX.to_le_bytes()),
+            ("a batch in the header", entry(0) + 24, &64_u32.to_le_bytes()),
+        ] {
+            assert_eq!(forged(at, field), Err(FooterFault::Contradiction), "{what}");
+        }
     }
 }

@@ -117,6 +117,17 @@ impl SegmentIndex {
         self.chains.clear();
     }
 
+    /// Whether a batch can be added: there is room, and it follows the extent's last one.
+    #[must_use]
+    pub fn takes(&self, extent: u32, location: &Location) -> bool {
+        let follows = |chain: &Chain| {
+            let last = &self.entries[chain.last as usize].location;
+            last.end_offset() == location.first_offset
+                && last.append_time_ms <= location.append_time_ms
+        };
+        !self.is_full() && self.chains.get(&extent).is_none_or(follows)
+    }
+
     /// Adds the next batch of an extent.
     ///
     /// # Panics
@@ -226,7 +237,7 @@ mod tests {
                 next[extent as usize] += u64::from(records);
             }
         }
-        assert!(index.is_full());
+        assert!(index.is_full() && !index.takes(0, &location(next[0], 1, 375)));
         for (extent, first) in [(0, 10), (1, 500)] {
             for offset in first..next[extent as usize] {
                 let found = index.from(extent, Target::Offset(Offset(offset))).next().unwrap();

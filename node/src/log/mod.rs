@@ -2,7 +2,8 @@
 //!
 //! [`format`] defines the bytes, [`extent`] what a log remembers of its extents, [`index`] and
 //! [`footer`] find batches, [`writer`] makes them durable in groups, [`cache`] keeps the tail in
-//! memory, [`recovery`] reads a log after a crash, [`segments`] holds them together.
+//! memory, [`segments`] holds them together. [`retention`] gives space back, [`forward`] and [`merge`]
+//! copy what stays behind, [`scrub`] checks what rests, [`recovery`] reads a log after a crash.
 
 pub mod cache;
 pub mod extent;
@@ -14,6 +15,7 @@ pub mod merge;
 pub mod recovery;
 pub mod retention;
 pub mod roll;
+mod scan;
 pub mod scrub;
 pub mod search;
 pub mod segments;

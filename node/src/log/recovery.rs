@@ -10,31 +10,26 @@
 //! before anyone is told of it; the log goes on in a new segment, so that a hole filled later
 //! cannot bring back what lay behind it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use rkyv::util::AlignedVec;
-use thalweg_wire::batch::Batch;
-use thalweg_wire::checksum::crc32c;
-use thalweg_wire::codec::{align_up, u64_at};
-use thalweg_wire::control::ExtentState;
-use thalweg_wire::hash_range::HashRange;
-use thalweg_wire::ids::{BootId, DiskId, Lsn, ShardId};
+use thalweg_wire::codec::align_up;
+use thalweg_wire::ids::{DiskId, Lsn};
 use thiserror::Error;
 
-use super::extent::{ExtentEnd, ExtentRecord, ExtentTrim, MalformedRecord};
+use super::extent::ExtentRecord;
 use super::footer::{Footer, Trailer, encode_footer};
-use super::format::{
-    FRAME_HEADER_BYTES, FrameKind, HeaderFault, LogFrame, SEGMENT_HEADER_BYTES, SegmentHeader,
-    SegmentOrigin,
-};
-use super::index::{Location, SegmentIndex};
-use super::retention::{Held, SegmentEntry, decode_merge, decode_release, dropped_runs, is_gone};
-use super::segments::{Extent, LogState, Run, SEGMENT_BATCHES_MAX, SealedSegment, note_stored};
+use super::format::{HeaderFault, LogFrame, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentOrigin};
+use super::index::SegmentIndex;
+use super::retention::{Held, SegmentEntry, dropped_runs, is_gone};
+use super::scan::{Scan, each_block, scan};
+use super::segments::{Extent, LogState, Run, SealedSegment};
 use crate::config::BLOCK_BYTES;
 use crate::io::{Errno, FileId};
 
-/// Bytes read and examined at a time; more than the largest frame.
-const WINDOW_BYTES: usize = 16 << 20;
+/// Sequences and positions above these are nobody's; a log counts on from those it finds.
+const SEQUENCE_MAX: u64 = 1 << 62;
+const BASE_MAX: u64 = 1 << 62;
 
 /// Bytes read from a segment, aligned as a block is.
 pub type Bytes = AlignedVec<4096>;
@@ -189,7 +184,7 @@ impl RecoveredLog {
 ///
 /// # Errors
 /// [`RecoveryError`] when what is there cannot be trusted; nothing was changed then but headers
-/// of segments that never began.
+/// of segments that never began, and footers that were made anew.
 pub async fn recover(
     files: &impl LogFiles,
     disk: DiskId,
@@ -261,10 +256,11 @@ fn counting_segments(
     Ok(entries)
 }
 
+/// A file that begins with a segment's header.
 #[derive(Clone, Copy)]
-struct Segment {
-    file: usize,
-    header: SegmentHeader,
+pub(super) struct Segment {
+    pub(super) file: usize,
+    pub(super) header: SegmentHeader,
 }
 
 impl Segment {
@@ -284,6 +280,19 @@ struct Inventory {
 }
 
 impl Inventory {
+    fn take_in(&mut self, segment: Segment) -> Result<(), RecoveryError> {
+        let SegmentHeader { sequence, base, .. } = segment.header;
+        let contradiction =
+            |what: &str| RecoveryError::Contradiction { sequence, at: base, what: what.into() };
+        if !(1..=SEQUENCE_MAX).contains(&sequence) || base.0 > BASE_MAX {
+            return Err(contradiction("no log gets to its sequence or position"));
+        }
+        match self.segments.insert(sequence, segment) {
+            None => Ok(()),
+            Some(_) => Err(contradiction("another file is the same segment")),
+        }
+    }
+
     /// The segment that the log was appended to last.
     fn take_newest(&mut self) -> Option<(u64, Segment)> {
         let mut appended = self.segments.iter().rev();
@@ -325,7 +334,7 @@ async fn take_inventory(
                 if !ours || header.segment_bytes != segment_bytes || size != segment_bytes {
                     return Err(RecoveryError::Foreign);
                 }
-                inventory.segments.insert(header.sequence, Segment { file, header });
+                inventory.take_in(Segment { file, header })?;
             }
             Err(HeaderFault::Version { found }) => return Err(RecoveryError::Version { found }),
             Err(_) if block.iter().all(|byte| *byte == 0) => inventory.free.push(file),
@@ -492,304 +501,4 @@ fn forget_gone(extents: &mut BTreeMap<u32, Extent>) {
         let id = extent.record.open.extent;
         newest[&id.shard] == id.epoch || !is_gone(extent)
     });
-}
-
-struct Scan {
-    extents: BTreeMap<u32, ExtentRecord>,
-    /// The older segments that count, with their ends, if the snapshot lists them.
-    segments: Option<BTreeMap<u64, SegmentEntry>>,
-    index: SegmentIndex,
-    end: Lsn,
-    report: RecoveryReport,
-}
-
-/// Reads a segment from its first frame to the end of its contiguous prefix. `None` when its
-/// snapshot is not complete and nothing says that it was acked.
-async fn scan(
-    files: &impl LogFiles,
-    segment: &Segment,
-    is_last: bool,
-) -> Result<Option<Scan>, RecoveryError> {
-    let header = &segment.header;
-    let mut state = ScanState {
-        sequence: header.sequence,
-        base: header.base,
-        boot: header.boot,
-        extents: BTreeMap::new(),
-        of_shards: BTreeSet::new(),
-        segments: None,
-        index: SegmentIndex::new(SEGMENT_BATCHES_MAX),
-        // A merged segment has none.
-        snapshot_complete: header.origin == SegmentOrigin::Merged,
-        origin: header.origin,
-        report: RecoveryReport::default(),
-    };
-    let mut position = SEGMENT_HEADER_BYTES as u64;
-    loop {
-        let window_at = position & !(BLOCK_BYTES - 1);
-        let bytes = (header.segment_bytes - window_at).min(WINDOW_BYTES as u64) as usize;
-        if bytes == 0 {
-            break;
-        }
-        let window = files.read(segment.file, window_at, bytes).await?;
-        let (next, step) = state.walk(&window, window_at, position, header.segment_bytes)?;
-        position = next;
-        state.report.scanned_bytes = position;
-        match step {
-            Step::MoreBytes => {}
-            Step::End => break,
-        }
-    }
-    let end = Lsn(header.base.0 + position);
-    let behind = frames_behind(files, segment, position).await?;
-    if let Some(durable) = behind.durable.filter(|durable| is_last && *durable > end) {
-        return Err(RecoveryError::Corrupt { sequence: header.sequence, at: end, durable });
-    }
-    state.report.dropped_frames = behind.frames;
-    if !state.snapshot_complete {
-        return Ok(None);
-    }
-    let ScanState { extents, segments, index, report, .. } = state;
-    Ok(Some(Scan { extents, segments, index, end, report }))
-}
-
-enum Step {
-    /// The frame at this position reaches beyond the window.
-    MoreBytes,
-    /// The prefix ends here.
-    End,
-}
-
-struct ScanState {
-    sequence: u64,
-    base: Lsn,
-    boot: BootId,
-    extents: BTreeMap<u32, ExtentRecord>,
-    /// The same by shard: a start opens one of each, and to look through all of them each time
-    /// took seconds with 100,000.
-    of_shards: BTreeSet<(ShardId, u32)>,
-    segments: Option<BTreeMap<u64, SegmentEntry>>,
-    index: SegmentIndex,
-    snapshot_complete: bool,
-    origin: SegmentOrigin,
-    report: RecoveryReport,
-}
-
-impl ScanState {
-    /// Walks the frames of a window from `position` on; answers where it stopped, and why.
-    fn walk(
-        &mut self,
-        window: &[u8],
-        window_at: u64,
-        mut position: u64,
-        segment_bytes: u64,
-    ) -> Result<(u64, Step), RecoveryError> {
-        loop {
-            let at = (position - window_at) as usize;
-            let rest = &window[at..];
-            if rest.len() < FRAME_HEADER_BYTES {
-                let ended = window_at + window.len() as u64 == segment_bytes;
-                return Ok((position, if ended { Step::End } else { Step::MoreBytes }));
-            }
-            let lsn = Lsn(self.base.0 + position);
-            let frame = LogFrame::decode(rest, self.sequence, lsn)
-                .ok()
-                // A segment is one start's: an attempt before it may have had its sequence.
-                .filter(|frame| frame.boot == self.boot)
-                .filter(|frame| position + frame.padded_bytes() <= segment_bytes);
-            let Some(frame) = frame else {
-                // Behind the last frame of a unit there are zeroes to the end of the block.
-                let block_end = align_up(position, BLOCK_BYTES);
-                let padding = &rest[..(block_end - position) as usize];
-                if padding.is_empty() || padding.iter().any(|byte| *byte != 0) {
-                    return Ok((align_up(position, BLOCK_BYTES), Step::End));
-                }
-                position = block_end;
-                continue;
-            };
-            let Some(payload) =
-                rest.get(FRAME_HEADER_BYTES..FRAME_HEADER_BYTES + frame.payload_bytes as usize)
-            else {
-                return Ok((position, Step::MoreBytes));
-            };
-            if !self.apply(&frame, payload)? {
-                return Ok((align_up(position, BLOCK_BYTES), Step::End));
-            }
-            position += frame.padded_bytes();
-        }
-    }
-
-    /// Takes a frame in; false when its payload is not whole.
-    fn apply(&mut self, frame: &LogFrame, payload: &[u8]) -> Result<bool, RecoveryError> {
-        if frame.kind == FrameKind::Batch {
-            return self.apply_batch(frame, payload);
-        }
-        if crc32c(payload) != frame.payload_crc {
-            return Ok(false);
-        }
-        self.apply_record(frame, payload).map_err(|what| self.contradiction(frame, what))?;
-        Ok(true)
-    }
-
-    fn contradiction(&self, frame: &LogFrame, what: impl ToString) -> RecoveryError {
-        let (sequence, at) = (self.sequence, frame.lsn);
-        RecoveryError::Contradiction { sequence, at, what: what.to_string() }
-    }
-
-    fn apply_batch(&mut self, frame: &LogFrame, payload: &[u8]) -> Result<bool, RecoveryError> {
-        let merged = self.origin == SegmentOrigin::Merged;
-        let record = self.extents.get_mut(&frame.extent);
-        if record.is_none() && !merged {
-            return Err(self.contradiction(frame, "a batch of an extent that was not opened"));
-        }
-        let range = record.as_ref().map_or(HashRange::FULL, |record| record.open.range);
-        let Ok(batch) = Batch::check(payload, &range) else { return Ok(false) };
-        let header = batch.header;
-        if let Some(record) = record {
-            let of_extent = header.shard == record.open.extent.shard
-                && header.epoch == record.open.extent.epoch
-                && header.first_offset == record.end
-                && header.batch_bytes() == payload.len();
-            if !of_extent {
-                return Err(self.contradiction(frame, "a batch that does not follow its extent"));
-            }
-            note_stored(record, &header);
-        }
-        self.report.batches += 1;
-        self.index.push(
-            frame.extent,
-            Location {
-                first_offset: header.first_offset,
-                records: header.records,
-                batch_bytes: frame.payload_bytes,
-                lsn: frame.lsn,
-                append_time_ms: header.append_time_ms,
-            },
-        );
-        Ok(true)
-    }
-
-    fn apply_record(&mut self, frame: &LogFrame, payload: &[u8]) -> Result<(), String> {
-        let text = |malformed: MalformedRecord| malformed.to_string();
-        match frame.kind {
-            FrameKind::Snapshot => {
-                let mut at = 0;
-                while at < payload.len() {
-                    let (record, length) = ExtentRecord::decode(&payload[at..]).map_err(text)?;
-                    self.take_in(record);
-                    at += length;
-                }
-            }
-            FrameKind::SnapshotEnd => {
-                if payload.len() != 8 || u64_at(payload, 0) != self.extents.len() as u64 {
-                    return Err("the snapshot lacks extents".into());
-                }
-                self.snapshot_complete = true;
-            }
-            FrameKind::Open => {
-                let (record, _) = ExtentRecord::decode(payload).map_err(text)?;
-                self.end_older(record.open.extent.shard);
-                self.take_in(record);
-            }
-            FrameKind::End => {
-                let end = ExtentEnd::decode(payload).map_err(text)?;
-                let record = self.known(frame.extent)?;
-                record.state = end.state;
-                record.recovery_epoch = end.recovery_epoch;
-                record.end = end.end;
-            }
-            FrameKind::Trim => {
-                let trim = ExtentTrim::decode(payload).map_err(text)?;
-                self.known(frame.extent)?.first_kept = trim.first_kept;
-            }
-            FrameKind::Segments => {
-                let listed = SegmentEntry::decode_all(payload).map_err(text)?;
-                let segments = self.segments.get_or_insert_default();
-                segments.extend(listed.map(|entry| (entry.sequence, entry)));
-            }
-            FrameKind::Release => {
-                self.release(decode_release(payload).map_err(text)?)?;
-            }
-            FrameKind::Merge => {
-                let (entry, replaced) = decode_merge(payload).map_err(text)?;
-                self.release(replaced)?;
-                self.segments.get_or_insert_default().insert(entry.sequence, entry);
-            }
-            FrameKind::Batch => unreachable!("batches are applied apart"),
-        }
-        Ok(())
-    }
-
-    fn release(&mut self, mut sequences: impl Iterator<Item = u64>) -> Result<(), String> {
-        let listed = self.segments.get_or_insert_default();
-        let all = sequences.all(|sequence| listed.remove(&sequence).is_some());
-        if all { Ok(()) } else { Err("a segment is released that does not count".into()) }
-    }
-
-    fn take_in(&mut self, record: ExtentRecord) {
-        self.of_shards.insert((record.open.extent.shard, record.number));
-        self.extents.insert(record.number, record);
-    }
-
-    /// An extent that is opened ends those before it: a node that is its own controller says both
-    /// in one frame, so that no crash comes between. Only the newest keeps the shard's producers.
-    fn end_older(&mut self, shard: ShardId) {
-        for (_, number) in self.of_shards.range((shard, 0)..=(shard, u32::MAX)) {
-            let record = self.extents.get_mut(number).expect("both have the same extents");
-            record.state = ExtentState::Sealed;
-            record.producers = Default::default();
-        }
-    }
-
-    fn known(&mut self, extent: u32) -> Result<&mut ExtentRecord, String> {
-        self.extents.get_mut(&extent).ok_or_else(|| "an extent that was not opened".into())
-    }
-}
-
-#[derive(Default)]
-struct Behind {
-    frames: u64,
-    durable: Option<Lsn>,
-}
-
-/// Frames of this segment from `position` on, wherever a unit may begin, and the latest position
-/// that one of them names as durable.
-async fn frames_behind(
-    files: &impl LogFiles,
-    segment: &Segment,
-    position: u64,
-) -> Result<Behind, RecoveryError> {
-    let header = &segment.header;
-    let mut behind = Behind::default();
-    let from = align_up(position, BLOCK_BYTES);
-    each_block(files, segment.file, from, header.segment_bytes, |at, block| {
-        let lsn = Lsn(header.base.0 + at);
-        let frame = LogFrame::decode(block, header.sequence, lsn);
-        if let Some(frame) = frame.ok().filter(|frame| frame.boot == header.boot) {
-            behind.frames += 1;
-            behind.durable = behind.durable.max(Some(frame.durable));
-        }
-    })
-    .await?;
-    Ok(behind)
-}
-
-/// Reads a file from `position` on and hands each block to `look`, with its place.
-async fn each_block(
-    files: &impl LogFiles,
-    file: usize,
-    position: u64,
-    segment_bytes: u64,
-    mut look: impl FnMut(u64, &[u8]),
-) -> Result<(), RecoveryError> {
-    let mut window_at = position;
-    while window_at < segment_bytes {
-        let bytes = (segment_bytes - window_at).min(WINDOW_BYTES as u64);
-        let window = files.read(file, window_at, bytes as usize).await?;
-        for at in (0..window.len()).step_by(BLOCK_BYTES as usize) {
-            look(window_at + at as u64, &window[at..]);
-        }
-        window_at += bytes;
-    }
-    Ok(())
 }

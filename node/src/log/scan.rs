@@ -1,0 +1,335 @@
+//! Reading a segment frame by frame, up to the first place where no whole frame stands, and what
+//! lies behind it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use thalweg_wire::batch::{Batch, HEADER_BYTES};
+use thalweg_wire::checksum::crc32c;
+use thalweg_wire::codec::{align_up, u64_at};
+use thalweg_wire::control::ExtentState;
+use thalweg_wire::hash_range::HashRange;
+use thalweg_wire::ids::{BootId, Lsn, ShardId};
+use thalweg_wire::limits::BODY_BYTES_MAX;
+
+use super::extent::{ExtentEnd, ExtentRecord, ExtentTrim, MalformedRecord};
+use super::footer::footer_bytes;
+use super::format::{FRAME_HEADER_BYTES, FrameKind, LogFrame, SEGMENT_HEADER_BYTES, SegmentOrigin};
+use super::index::{Location, SegmentIndex};
+use super::recovery::{LogFiles, RecoveryError, RecoveryReport, Segment};
+use super::retention::{SegmentEntry, decode_merge, decode_release};
+use super::segments::{SEGMENT_BATCHES_MAX, note_stored};
+use crate::config::BLOCK_BYTES;
+
+/// Bytes read and examined at a time.
+const WINDOW_BYTES: usize = 16 << 20;
+/// Longer payloads are nobody's: a frame and what stands before it in its block fit a window.
+const PAYLOAD_BYTES_MAX: u32 = WINDOW_BYTES as u32 - BLOCK_BYTES as u32 - FRAME_HEADER_BYTES as u32;
+const _: () = assert!(BODY_BYTES_MAX + HEADER_BYTES as u32 <= PAYLOAD_BYTES_MAX);
+
+/// What a segment says, up to the end of its contiguous prefix.
+pub(super) struct Scan {
+    pub(super) extents: BTreeMap<u32, ExtentRecord>,
+    /// The older segments that count, with their ends, if the snapshot lists them.
+    pub(super) segments: Option<BTreeMap<u64, SegmentEntry>>,
+    pub(super) index: SegmentIndex,
+    pub(super) end: Lsn,
+    pub(super) report: RecoveryReport,
+}
+
+/// Reads a segment from its first frame to the end of its contiguous prefix. `None` when its
+/// snapshot is not complete and nothing says that it was acked.
+pub(super) async fn scan(
+    files: &impl LogFiles,
+    segment: &Segment,
+    is_last: bool,
+) -> Result<Option<Scan>, RecoveryError> {
+    let header = &segment.header;
+    let mut state = ScanState {
+        sequence: header.sequence,
+        base: header.base,
+        boot: header.boot,
+        extents: BTreeMap::new(),
+        of_shards: BTreeSet::new(),
+        segments: None,
+        index: SegmentIndex::new(SEGMENT_BATCHES_MAX),
+        // A merged segment has none.
+        snapshot_complete: header.origin == SegmentOrigin::Merged,
+        origin: header.origin,
+        report: RecoveryReport::default(),
+    };
+    let mut position = SEGMENT_HEADER_BYTES as u64;
+    loop {
+        let window_at = position & !(BLOCK_BYTES - 1);
+        let bytes = (header.segment_bytes - window_at).min(WINDOW_BYTES as u64) as usize;
+        if bytes == 0 {
+            break;
+        }
+        let window = files.read(segment.file, window_at, bytes).await?;
+        let (next, step) = state.walk(&window, window_at, position, header.segment_bytes)?;
+        position = next;
+        state.report.scanned_bytes = position;
+        match step {
+            Step::MoreBytes => {}
+            Step::End => break,
+        }
+    }
+    let end = Lsn(header.base.0 + position);
+    let behind = frames_behind(files, segment, position).await?;
+    if let Some(durable) = behind.durable.filter(|durable| is_last && *durable > end) {
+        return Err(RecoveryError::Corrupt { sequence: header.sequence, at: end, durable });
+    }
+    state.report.dropped_frames = behind.frames;
+    if !state.snapshot_complete {
+        return Ok(None);
+    }
+    let ScanState { extents, segments, index, report, .. } = state;
+    if position + footer_bytes(index.extents(), index.len()) > header.segment_bytes {
+        return Err(RecoveryError::Contradiction {
+            sequence: header.sequence,
+            at: end,
+            what: "its frames leave no room for a footer".into(),
+        });
+    }
+    Ok(Some(Scan { extents, segments, index, end, report }))
+}
+
+enum Step {
+    /// The frame at this position reaches beyond the window.
+    MoreBytes,
+    /// The prefix ends here.
+    End,
+}
+
+struct ScanState {
+    sequence: u64,
+    base: Lsn,
+    boot: BootId,
+    extents: BTreeMap<u32, ExtentRecord>,
+    /// The same by shard: a start opens one of each, and to look through all of them each time
+    /// took seconds with 100,000.
+    of_shards: BTreeSet<(ShardId, u32)>,
+    segments: Option<BTreeMap<u64, SegmentEntry>>,
+    index: SegmentIndex,
+    snapshot_complete: bool,
+    origin: SegmentOrigin,
+    report: RecoveryReport,
+}
+
+impl ScanState {
+    /// Walks the frames of a window from `position` on; answers where it stopped, and why.
+    fn walk(
+        &mut self,
+        window: &[u8],
+        window_at: u64,
+        mut position: u64,
+        segment_bytes: u64,
+    ) -> Result<(u64, Step), RecoveryError> {
+        loop {
+            let at = (position - window_at) as usize;
+            let rest = &window[at..];
+            if rest.len() < FRAME_HEADER_BYTES {
+                let ended = window_at + window.len() as u64 == segment_bytes;
+                return Ok((position, if ended { Step::End } else { Step::MoreBytes }));
+            }
+            let lsn = Lsn(self.base.0 + position);
+            let frame = LogFrame::decode(rest, self.sequence, lsn)
+                .ok()
+                // A segment is one start's: an attempt before it may have had its sequence.
+                .filter(|frame| frame.boot == self.boot && frame.payload_bytes <= PAYLOAD_BYTES_MAX)
+                .filter(|frame| position + frame.padded_bytes() <= segment_bytes);
+            let Some(frame) = frame else {
+                // Behind the last frame of a unit there are zeroes to the end of the block.
+                let block_end = align_up(position, BLOCK_BYTES);
+                let padding = &rest[..(block_end - position) as usize];
+                if padding.is_empty() || padding.iter().any(|byte| *byte != 0) {
+                    return Ok((align_up(position, BLOCK_BYTES), Step::End));
+                }
+                position = block_end;
+                continue;
+            };
+            let Some(payload) =
+                rest.get(FRAME_HEADER_BYTES..FRAME_HEADER_BYTES + frame.payload_bytes as usize)
+            else {
+                return Ok((position, Step::MoreBytes));
+            };
+            if !self.apply(&frame, payload)? {
+                return Ok((align_up(position, BLOCK_BYTES), Step::End));
+            }
+            position += frame.padded_bytes();
+        }
+    }
+
+    /// Takes a frame in; false when its payload is not whole.
+    fn apply(&mut self, frame: &LogFrame, payload: &[u8]) -> Result<bool, RecoveryError> {
+        if frame.kind == FrameKind::Batch {
+            return self.apply_batch(frame, payload);
+        }
+        if crc32c(payload) != frame.payload_crc {
+            return Ok(false);
+        }
+        self.apply_record(frame, payload).map_err(|what| self.contradiction(frame, what))?;
+        Ok(true)
+    }
+
+    fn contradiction(&self, frame: &LogFrame, what: impl ToString) -> RecoveryError {
+        let (sequence, at) = (self.sequence, frame.lsn);
+        RecoveryError::Contradiction { sequence, at, what: what.to_string() }
+    }
+
+    fn apply_batch(&mut self, frame: &LogFrame, payload: &[u8]) -> Result<bool, RecoveryError> {
+        let merged = self.origin == SegmentOrigin::Merged;
+        let record = self.extents.get_mut(&frame.extent);
+        if record.is_none() && !merged {
+            return Err(self.contradiction(frame, "a batch of an extent that was not opened"));
+        }
+        let range = record.as_ref().map_or(HashRange::FULL, |record| record.open.range);
+        let Ok(batch) = Batch::check(payload, &range) else { return Ok(false) };
+        let header = batch.header;
+        let of_extent = record.as_ref().is_none_or(|record| {
+            header.shard == record.open.extent.shard
+                && header.epoch == record.open.extent.epoch
+                && header.first_offset == record.end
+        });
+        let location = Location {
+            first_offset: header.first_offset,
+            records: header.records,
+            batch_bytes: frame.payload_bytes,
+            lsn: frame.lsn,
+            append_time_ms: header.append_time_ms,
+        };
+        let whole = header.batch_bytes() == payload.len();
+        if !of_extent || !whole || !self.index.takes(frame.extent, &location) {
+            return Err(self.contradiction(frame, "a batch that does not follow its extent"));
+        }
+        if let Some(record) = record {
+            note_stored(record, &header);
+        }
+        self.report.batches += 1;
+        self.index.push(frame.extent, location);
+        Ok(true)
+    }
+
+    fn apply_record(&mut self, frame: &LogFrame, payload: &[u8]) -> Result<(), String> {
+        let text = |malformed: MalformedRecord| malformed.to_string();
+        match frame.kind {
+            FrameKind::Snapshot => {
+                let mut at = 0;
+                while at < payload.len() {
+                    let (record, length) = ExtentRecord::decode(&payload[at..]).map_err(text)?;
+                    self.take_in(record);
+                    at += length;
+                }
+            }
+            FrameKind::SnapshotEnd => {
+                if payload.len() != 8 || u64_at(payload, 0) != self.extents.len() as u64 {
+                    return Err("the snapshot lacks extents".into());
+                }
+                self.snapshot_complete = true;
+            }
+            FrameKind::Open => {
+                let (record, _) = ExtentRecord::decode(payload).map_err(text)?;
+                self.end_older(record.open.extent.shard);
+                self.take_in(record);
+            }
+            FrameKind::End => {
+                let end = ExtentEnd::decode(payload).map_err(text)?;
+                let record = self.known(frame.extent)?;
+                record.state = end.state;
+                record.recovery_epoch = end.recovery_epoch;
+                record.end = end.end;
+            }
+            FrameKind::Trim => {
+                let trim = ExtentTrim::decode(payload).map_err(text)?;
+                self.known(frame.extent)?.first_kept = trim.first_kept;
+            }
+            FrameKind::Segments => {
+                let listed = SegmentEntry::decode_all(payload).map_err(text)?;
+                let segments = self.segments.get_or_insert_default();
+                segments.extend(listed.map(|entry| (entry.sequence, entry)));
+            }
+            FrameKind::Release => {
+                self.release(decode_release(payload).map_err(text)?)?;
+            }
+            FrameKind::Merge => {
+                let (entry, replaced) = decode_merge(payload).map_err(text)?;
+                self.release(replaced)?;
+                self.segments.get_or_insert_default().insert(entry.sequence, entry);
+            }
+            FrameKind::Batch => unreachable!("batches are applied apart"),
+        }
+        Ok(())
+    }
+
+    fn release(&mut self, mut sequences: impl Iterator<Item = u64>) -> Result<(), String> {
+        let listed = self.segments.get_or_insert_default();
+        let all = sequences.all(|sequence| listed.remove(&sequence).is_some());
+        if all { Ok(()) } else { Err("a segment is released that does not count".into()) }
+    }
+
+    fn take_in(&mut self, record: ExtentRecord) {
+        self.of_shards.insert((record.open.extent.shard, record.number));
+        self.extents.insert(record.number, record);
+    }
+
+    /// An extent that is opened ends those before it: a node that is its own controller says both
+    /// in one frame, so that no crash comes between. Only the newest keeps the shard's producers.
+    fn end_older(&mut self, shard: ShardId) {
+        for (_, number) in self.of_shards.range((shard, 0)..=(shard, u32::MAX)) {
+            let record = self.extents.get_mut(number).expect("both have the same extents");
+            record.state = ExtentState::Sealed;
+            record.producers = Default::default();
+        }
+    }
+
+    fn known(&mut self, extent: u32) -> Result<&mut ExtentRecord, String> {
+        self.extents.get_mut(&extent).ok_or_else(|| "an extent that was not opened".into())
+    }
+}
+
+#[derive(Default)]
+struct Behind {
+    frames: u64,
+    durable: Option<Lsn>,
+}
+
+/// Frames of this segment from `position` on, wherever a unit may begin, and the latest position
+/// that one of them names as durable.
+async fn frames_behind(
+    files: &impl LogFiles,
+    segment: &Segment,
+    position: u64,
+) -> Result<Behind, RecoveryError> {
+    let header = &segment.header;
+    let mut behind = Behind::default();
+    let from = align_up(position, BLOCK_BYTES);
+    each_block(files, segment.file, from, header.segment_bytes, |at, block| {
+        let lsn = Lsn(header.base.0 + at);
+        let frame = LogFrame::decode(block, header.sequence, lsn);
+        if let Some(frame) = frame.ok().filter(|frame| frame.boot == header.boot) {
+            behind.frames += 1;
+            behind.durable = behind.durable.max(Some(frame.durable));
+        }
+    })
+    .await?;
+    Ok(behind)
+}
+
+/// Reads a file from `position` on and hands each block to `look`, with its place.
+pub(super) async fn each_block(
+    files: &impl LogFiles,
+    file: usize,
+    position: u64,
+    segment_bytes: u64,
+    mut look: impl FnMut(u64, &[u8]),
+) -> Result<(), RecoveryError> {
+    let mut window_at = position;
+    while window_at < segment_bytes {
+        let bytes = (segment_bytes - window_at).min(WINDOW_BYTES as u64);
+        let window = files.read(file, window_at, bytes as usize).await?;
+        for at in (0..window.len()).step_by(BLOCK_BYTES as usize) {
+            look(window_at + at as u64, &window[at..]);
+        }
+        window_at += bytes;
+    }
+    Ok(())
+}
