@@ -1,0 +1,4 @@
+//! Fuzz target `frame`: see the module of that name.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| thalweg_fuzz::frame::run(input));
