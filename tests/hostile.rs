@@ -17,7 +17,7 @@ use thalweg_wire::control::OpenExtent;
 use thalweg_wire::error::ErrorCode;
 use thalweg_wire::frame::{ErrorAnswer, FrameKind, small_frame};
 use thalweg_wire::hash_range::{HashKey, HashRange};
-use thalweg_wire::ids::{DiskId, Epoch, ExtentId, Offset, ProducerId, ShardId};
+use thalweg_wire::ids::{Epoch, ExtentId, Offset, ProducerId, ShardId};
 use thalweg_wire::produce::padded_bytes;
 
 const BUDGET_BYTES: u64 = 160 << 20;
@@ -75,17 +75,12 @@ fn patched(frame: &[u8], change: impl FnOnce(&mut [u8])) -> Vec<u8> {
 fn open_extent(epoch: u64, first_offset: u64) -> Vec<u8> {
     let shard = ShardId { stream: STREAM, index: 77 };
     let open = OpenExtent {
-        extent: ExtentId { shard, epoch: Epoch(epoch) },
-        range: HashRange::FULL,
-        first_offset: Offset(first_offset),
-        shard_created_s: 1,
-        limits: None,
-        retention_class: 0,
-        copies: 1,
-        acks: 1,
-        replicas: [DiskId([0; 16]); 3],
         store_generation: 1,
-        account: 0,
+        ..OpenExtent::alone(
+            ExtentId { shard, epoch: Epoch(epoch) },
+            HashRange::FULL,
+            Offset(first_offset),
+        )
     };
     small_frame(FrameKind::OpenExtent, 0, 1, &open.encode())
 }

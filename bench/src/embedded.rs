@@ -8,7 +8,7 @@ use thalweg_client::Admin;
 use thalweg_node::{Counters, Node, NodeConfig};
 use thalweg_wire::control::{OpenExtent, ShardLimits};
 use thalweg_wire::hash_range::HashRange;
-use thalweg_wire::ids::{DiskId, Epoch, ExtentId, Offset, ShardId, StreamId};
+use thalweg_wire::ids::{Epoch, ExtentId, Offset, ShardId, StreamId};
 
 use crate::error::BenchError;
 use crate::settings::Common;
@@ -164,17 +164,13 @@ impl Target {
             let opens: Vec<OpenExtent> = (0..shards)
                 .filter(|index| *index as usize % addresses.len() == core)
                 .map(|index| OpenExtent {
-                    extent: ExtentId { shard: ShardId { stream: *stream, index }, epoch: Epoch(1) },
-                    range: HashRange::of_initial_shard(index, shards),
-                    first_offset: Offset(0),
                     shard_created_s: now.as_secs(),
                     limits,
-                    retention_class: 0,
-                    copies: 1,
-                    acks: 1,
-                    replicas: [DiskId([0; 16]); 3],
-                    store_generation: 0,
-                    account: 0,
+                    ..OpenExtent::alone(
+                        ExtentId { shard: ShardId { stream: *stream, index }, epoch: Epoch(1) },
+                        HashRange::of_initial_shard(index, shards),
+                        Offset(0),
+                    )
                 })
                 .collect();
             Admin::connect(*address, ADMIN_TIMEOUT)?.open_extents(&opens)?;

@@ -195,19 +195,11 @@ impl NoopCore {
     }
 
     fn open_shard(&mut self) {
-        let open = OpenExtent {
-            extent: ExtentId { shard: SHARD, epoch: Epoch(1) },
-            range: HashRange::FULL,
-            first_offset: Offset(0),
-            shard_created_s: 1,
-            limits: None,
-            retention_class: 0,
-            copies: 1,
-            acks: 1,
-            replicas: [DiskId([0; 16]); 3],
-            store_generation: 0,
-            account: 0,
-        };
+        let open = OpenExtent::alone(
+            ExtentId { shard: SHARD, epoch: Epoch(1) },
+            HashRange::FULL,
+            Offset(0),
+        );
         let frame = small_frame(FrameKind::OpenExtent, 0, 1, &open.encode());
         self.exchange(&frame);
     }

@@ -16,7 +16,7 @@ use thalweg_wire::checksum::crc32c;
 use thalweg_wire::codec::{align_up, put};
 use thalweg_wire::control::{ExtentState, OpenExtent};
 use thalweg_wire::hash_range::{HashKey, HashRange};
-use thalweg_wire::ids::{DiskId, Epoch, ExtentId, Lsn, Offset, ProducerId, ShardId, StreamId};
+use thalweg_wire::ids::{Epoch, ExtentId, Lsn, Offset, ProducerId, ShardId, StreamId};
 
 use crate::files::{BOOT, DISK, FILE_BYTES, FILES, LOG};
 
@@ -261,19 +261,11 @@ impl LogSoFar {
             producers.record(ProducerId(producer), 0, stored);
         }
         let first_offset = Offset(mostly(choices, end)?);
-        let open = OpenExtent {
-            extent: ExtentId { shard, epoch: Epoch(mostly(choices, epoch)?.max(1)) },
-            range: HashRange::FULL,
+        let open = OpenExtent::alone(
+            ExtentId { shard, epoch: Epoch(mostly(choices, epoch)?.max(1)) },
+            HashRange::FULL,
             first_offset,
-            shard_created_s: 1,
-            limits: None,
-            retention_class: 0,
-            copies: 1,
-            acks: 1,
-            replicas: [DiskId([0; 16]); 3],
-            store_generation: 0,
-            account: 0,
-        };
+        );
         let record = ExtentRecord {
             number: mostly(choices, u64::from(next))? as u32,
             open,

@@ -111,17 +111,10 @@ fn frames() -> Vec<(FrameKind, u32, Vec<u8>)> {
     let fetch =
         |from| FetchRequest { shard: SHARD, epoch: Epoch(5), from, bytes_max: 4096, wait_ms: 9 };
     let open = OpenExtent {
-        extent: EXTENT,
-        range: HashRange::FULL,
-        first_offset: Offset(42),
-        shard_created_s: 7,
         limits: Some(ShardLimits::KINESIS),
-        retention_class: 0,
-        copies: 1,
-        acks: 1,
         replicas: [DiskId([9; 16]); 3],
         store_generation: 1,
-        account: 0,
+        ..OpenExtent::alone(EXTENT, HashRange::FULL, Offset(42))
     };
     let fence = FenceExtent { extent: EXTENT, recovery_epoch: Epoch(4) };
     let seal = SealExtent { extent: EXTENT, recovery_epoch: Epoch(4), end: Offset(50) };

@@ -265,22 +265,14 @@ impl Rig {
         let epoch = older.map_or(1, |record| record.open.extent.epoch.0 + 1);
         let mut record = ExtentRecord {
             number: 0,
-            open: OpenExtent {
-                extent: ExtentId {
+            open: OpenExtent::alone(
+                ExtentId {
                     shard: ShardId { stream: StreamId(1), index: shard },
                     epoch: Epoch(epoch),
                 },
-                range: HashRange::FULL,
+                HashRange::FULL,
                 first_offset,
-                shard_created_s: 1,
-                limits: None,
-                retention_class: 0,
-                copies: 1,
-                acks: 1,
-                replicas: [DiskId([0; 16]); 3],
-                store_generation: 0,
-                account: 0,
-            },
+            ),
             state: ExtentState::Open,
             recovery_epoch: Epoch(0),
             end: first_offset,

@@ -136,19 +136,11 @@ impl SegmentFile {
 fn record(number: u32) -> ExtentRecord {
     ExtentRecord {
         number,
-        open: OpenExtent {
-            extent: ExtentId { shard: SHARD, epoch: Epoch(1) },
-            range: HashRange::FULL,
-            first_offset: Offset(0),
-            shard_created_s: 1,
-            limits: None,
-            retention_class: 0,
-            copies: 1,
-            acks: 1,
-            replicas: [DiskId([0; 16]); 3],
-            store_generation: 0,
-            account: 0,
-        },
+        open: OpenExtent::alone(
+            ExtentId { shard: SHARD, epoch: Epoch(1) },
+            HashRange::FULL,
+            Offset(0),
+        ),
         state: ExtentState::Open,
         recovery_epoch: Epoch(0),
         end: Offset(0),

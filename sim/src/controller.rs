@@ -8,7 +8,7 @@ use thalweg_wire::control::{ControlAnswer, FenceExtent, OpenExtent, SealExtent, 
 use thalweg_wire::error::ErrorCode;
 use thalweg_wire::frame::{FrameHeader, FrameKind, small_frame};
 use thalweg_wire::hash_range::HashRange;
-use thalweg_wire::ids::{DiskId, Epoch, ExtentId, Offset};
+use thalweg_wire::ids::{Epoch, ExtentId, Offset};
 
 use crate::history::{History, Outcome};
 use crate::link::Link;
@@ -245,17 +245,8 @@ fn passes(code: ErrorCode) -> bool {
 
 fn open(extent: ExtentId, first_offset: u64) -> OpenExtent {
     OpenExtent {
-        extent,
-        range: HashRange::FULL,
-        first_offset: Offset(first_offset),
-        shard_created_s: 1,
-        limits: None,
-        retention_class: 0,
-        copies: 1,
-        acks: 1,
-        replicas: [DiskId([0; 16]); 3],
-        store_generation: 0,
         // Accounts of several shards each.
         account: u64::from(extent.shard.index % 3),
+        ..OpenExtent::alone(extent, HashRange::FULL, Offset(first_offset))
     }
 }

@@ -12,7 +12,7 @@ use thalweg_wire::build::NewRecord;
 use thalweg_wire::control::{OpenExtent, ShardLimits};
 use thalweg_wire::frame::{FRAME_HEADER_BYTES, FrameHeader, FrameKind, small_frame};
 use thalweg_wire::hash_range::{HashKey, HashRange};
-use thalweg_wire::ids::{DiskId, Epoch, ExtentId, Offset, ShardId, StreamId};
+use thalweg_wire::ids::{Epoch, ExtentId, Offset, ShardId, StreamId};
 use thalweg_wire::produce::{Ack, decode_acks};
 
 /// The stream of the tests.
@@ -148,17 +148,12 @@ impl Drop for NodeProcess {
 /// The command that opens a shard of the tests' stream.
 pub(crate) fn open(index: u32, shards: u32, limits: Option<ShardLimits>) -> OpenExtent {
     OpenExtent {
-        extent: ExtentId { shard: ShardId { stream: STREAM, index }, epoch: Epoch(1) },
-        range: HashRange::of_initial_shard(index, shards),
-        first_offset: Offset(0),
-        shard_created_s: 1,
         limits,
-        retention_class: 0,
-        copies: 1,
-        acks: 1,
-        replicas: [DiskId([0; 16]); 3],
-        store_generation: 0,
-        account: 0,
+        ..OpenExtent::alone(
+            ExtentId { shard: ShardId { stream: STREAM, index }, epoch: Epoch(1) },
+            HashRange::of_initial_shard(index, shards),
+            Offset(0),
+        )
     }
 }
 

@@ -80,6 +80,24 @@ pub struct OpenExtent {
 }
 
 impl OpenExtent {
+    /// Opens an extent of one copy, on any disk of the core, without limits.
+    #[must_use]
+    pub fn alone(extent: ExtentId, range: HashRange, first_offset: Offset) -> OpenExtent {
+        OpenExtent {
+            extent,
+            range,
+            first_offset,
+            shard_created_s: 0,
+            limits: None,
+            retention_class: 0,
+            copies: 1,
+            acks: 1,
+            replicas: [DiskId([0; 16]); limits::REPLICAS_MAX],
+            store_generation: 0,
+            account: 0,
+        }
+    }
+
     /// The fixed layout of docs/protocol.md.
     #[must_use]
     pub fn encode(&self) -> [u8; OPEN_EXTENT_BYTES] {

@@ -332,7 +332,7 @@ impl Producers {
 pub(crate) mod tests {
     use super::*;
     use thalweg_wire::hash_range::HashRange;
-    use thalweg_wire::ids::{DiskId, ExtentId, ShardId, StreamId};
+    use thalweg_wire::ids::{ExtentId, ShardId, StreamId};
     use thalweg_wire::limits::SEQUENCE_MAX;
 
     /// An open extent of shard `index`.
@@ -340,19 +340,11 @@ pub(crate) mod tests {
         let shard = ShardId { stream: StreamId(1), index };
         ExtentRecord {
             number: index,
-            open: OpenExtent {
-                extent: ExtentId { shard, epoch: Epoch(epoch) },
-                range: HashRange::FULL,
-                first_offset: Offset(0),
-                shard_created_s: 5,
-                limits: None,
-                retention_class: 0,
-                copies: 1,
-                acks: 1,
-                replicas: [DiskId([0; 16]); 3],
-                store_generation: 0,
-                account: 0,
-            },
+            open: OpenExtent::alone(
+                ExtentId { shard, epoch: Epoch(epoch) },
+                HashRange::FULL,
+                Offset(0),
+            ),
             state: ExtentState::Open,
             recovery_epoch: Epoch(0),
             end: Offset(3),
