@@ -5,6 +5,9 @@
 //! received behind it in one operation. The buffer leaves room before the payload for the header
 //! of a log frame, so that a large batch is written from where it was received.
 
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
 use thalweg_wire::codec::align_up;
 use thalweg_wire::error::Refusal;
 use thalweg_wire::frame::{FRAME_HEADER_BYTES, FrameHeader};
@@ -115,6 +118,29 @@ pub struct Connection {
     pub held_back: Vec<u64>,
     /// How it ends.
     pub ending: Ending,
+}
+
+/// The connections of a core.
+pub type Connections = HashMap<ConnectionId, Connection, BuildHasherDefault<PlaceHasher>>;
+
+/// Connections are named by small numbers that the ring chooses and nobody else: any spread will
+/// do, and the order is the same in each run of a history.
+#[derive(Default)]
+pub struct PlaceHasher(u64);
+
+impl Hasher for PlaceHasher {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u32(u32::from(*byte)));
+    }
+
+    fn write_u32(&mut self, number: u32) {
+        // Fibonacci hashing (Knuth, The Art of Computer Programming, volume 3, 6.4).
+        self.0 = (self.0 ^ u64::from(number)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
 }
 
 impl Connection {

@@ -13,7 +13,7 @@ use std::collections::{HashMap, VecDeque};
 
 use thalweg_wire::ids::StreamId;
 
-use super::connection::ConnectionKey;
+use super::connection::{Connection, ConnectionKey};
 use super::machine::Core;
 use crate::io::Io;
 
@@ -123,8 +123,23 @@ impl Accounts {
         self.all[place.0 as usize].in_flight_bytes < share
     }
 
+    /// Whether the connection's next frame may be served; if not, it waits for its turn. A
+    /// connection is of the account that it wrote for last.
+    pub fn give_turn(&mut self, connection: &mut Connection) -> bool {
+        let Some(account) = connection.account else { return true };
+        if self.may_go_on(account) {
+            return true;
+        }
+        // Its sender is not late while it is us who do not take the frame.
+        connection.frame_due_us = None;
+        if !std::mem::replace(&mut connection.waits_for_turn, true) {
+            self.wait(account, connection.key);
+        }
+        false
+    }
+
     /// A connection of the account waits for its turn.
-    pub fn wait(&mut self, place: AccountPlace, connection: ConnectionKey) {
+    fn wait(&mut self, place: AccountPlace, connection: ConnectionKey) {
         let account = self.at(place);
         account.waiting.push_back(connection);
         if account.waiting.len() == 1 {
@@ -152,22 +167,6 @@ impl Accounts {
 }
 
 impl<I: Io> Core<I> {
-    /// Whether the connection's next frame may be served; if not, it waits for its turn. A
-    /// connection is of the account that it wrote for last.
-    pub(super) fn has_turn(&mut self, key: ConnectionKey) -> bool {
-        let Some(connection) = self.connections.get_mut(&key.id) else { return false };
-        let Some(account) = connection.account else { return true };
-        if self.accounts.may_go_on(account) {
-            return true;
-        }
-        // Its sender is not late while it is us who do not take the frame.
-        connection.frame_due_us = None;
-        if !std::mem::replace(&mut connection.waits_for_turn, true) {
-            self.accounts.wait(account, key);
-        }
-        false
-    }
-
     /// Connections that waited for their turn go on, as far as they may.
     pub(super) fn resume_turns(&mut self) {
         while let Some(key) = self.accounts.next_turn() {

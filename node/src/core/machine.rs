@@ -4,7 +4,7 @@
 //! in, then settles: what became durable is answered, what may be written is submitted, what
 //! waits is sent. Nothing is decided twice within a turn.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use slab::Slab;
@@ -16,7 +16,8 @@ use thalweg_wire::limits;
 
 use super::acknowledge::{Pending, ProduceInProgress};
 use super::connection::{
-    Connection, ConnectionKey, Ending, LARGE_FRAME_BYTES, LARGE_FRAMES_MAX, Payload, Progress,
+    Connection, ConnectionKey, Connections, Ending, LARGE_FRAME_BYTES, LARGE_FRAMES_MAX, Payload,
+    Progress,
 };
 use super::fairness::Accounts;
 use super::fetch::{Fetch, FooterCache, Reading};
@@ -63,7 +64,7 @@ pub struct Core<I: Io> {
     pub(super) subscriptions: Subscriptions,
     pub(super) footers: FooterCache,
     pub(super) counters: Counters,
-    pub(super) connections: HashMap<ConnectionId, Connection>,
+    pub(super) connections: Connections,
     pub(super) accounts: Accounts,
     serials: u64,
     /// Connections whose output or input may go on, to be looked at once a turn.
@@ -119,7 +120,7 @@ impl<I: Io> Core<I> {
             subscriptions: Subscriptions::default(),
             footers,
             counters: Counters::default(),
-            connections: HashMap::new(),
+            connections: Connections::default(),
             accounts,
             serials: 0,
             touched: Vec::new(),
@@ -391,10 +392,9 @@ impl<I: Io> Core<I> {
                 return;
             }
             let key = connection.key;
-            if !self.has_turn(key) {
+            if !self.accounts.give_turn(connection) {
                 return;
             }
-            let connection = self.connections.get_mut(&id).expect("it is there");
             match connection.next_frame(&mut self.io) {
                 Progress::Frame(header, payload) => {
                     if header.payload_bytes as usize > LARGE_FRAME_BYTES {
