@@ -368,14 +368,14 @@ impl<I: Io> Core<I> {
             }
             Token::Close(id) => self.closed(id),
             Token::Write { log, unit } => {
+                let failed_before = self.logs[log as usize].failed();
                 self.logs[log as usize].on_write(&mut self.io, unit, result);
-                self.note_sync(log);
-                self.report_failure(log);
+                self.note_result(log, failed_before);
             }
             Token::Sync { log } => {
+                let failed_before = self.logs[log as usize].failed();
                 self.logs[log as usize].on_sync(&mut self.io, result);
-                self.note_sync(log);
-                self.report_failure(log);
+                self.note_result(log, failed_before);
             }
             Token::Read { fetch, part } => self.read_completed(fetch, part, result),
             Token::Wake => {}
@@ -393,8 +393,12 @@ impl<I: Io> Core<I> {
         }
     }
 
-    fn report_failure(&self, log: u32) {
-        if let Some(errno) = self.logs[log as usize].failed() {
+    /// Takes note of a write or sync that ended, and says so when it stopped its log.
+    fn note_result(&mut self, log: u32, failed_before: Option<Errno>) {
+        self.note_sync(log);
+        if failed_before.is_none()
+            && let Some(errno) = self.logs[log as usize].failed()
+        {
             let identity = self.logs[log as usize].identity();
             tracing::error!(
                 disk = %identity.disk, log = identity.log, %errno,
