@@ -159,6 +159,13 @@ struct LogAtStart {
     next_number: u32,
 }
 
+impl LogAtStart {
+    /// Whether it has something to serve, or a segment to write to.
+    fn can_do_without_space(&self) -> bool {
+        !self.recovered.sealed.is_empty() || !self.recovered.free.is_empty()
+    }
+}
+
 /// What a core's thread is started with.
 struct CoreAtStart {
     settings: CoreSettings,
@@ -420,8 +427,8 @@ fn scrub_period_us(config: &NodeConfig) -> Option<u64> {
     (config.scrub_period_s > 0).then_some(config.scrub_period_s * 1_000_000)
 }
 
-/// Has segments zero-filled until each log has `wanted`. With some left from before, a disk that
-/// is full does not keep a node from starting: it serves what it has.
+/// Has segments zero-filled until each log has `wanted`. A disk that is full does not keep a node
+/// from starting that has data there: it serves what it has.
 fn prefill(
     config: &NodeConfig,
     disks: &[Disk],
@@ -436,8 +443,7 @@ fn prefill(
             of_disk().map(|log| wanted.saturating_sub(log.recovered.free.len())).sum();
         let space = disk.check_space((missing as u64).saturating_mul(config.segment_bytes));
         let Err(error) = space else { continue };
-        let has_data = |log: &LogAtStart| !log.recovered.sealed.is_empty();
-        if !of_disk().all(|log| has_data(log) && !log.recovered.free.is_empty()) {
+        if !of_disk().all(LogAtStart::can_do_without_space) {
             return Err(error.into());
         }
         tracing::warn!(%error, "the node starts with what is there; writes may be refused");
@@ -464,8 +470,15 @@ fn prefill(
     for (place, path, outcome) in waiting {
         let log = &mut logs[place];
         let filled = outcome.recv().map_err(std::io::Error::other)?;
-        let descriptor =
-            filled.map_err(|errno| StartError::Fill { dir: log.dir.clone(), errno })?;
+        let descriptor = match filled {
+            Ok(descriptor) => descriptor,
+            // What was counted as free went elsewhere, or to the file system's own tables.
+            Err(errno) if errno == Errno::NO_SPACE && log.can_do_without_space() => {
+                tracing::warn!(log = %log.dir.display(), "no space for another segment");
+                continue;
+            }
+            Err(errno) => return Err(StartError::Fill { dir: log.dir.clone(), errno }),
+        };
         log.recovered.free.push(log.files.len());
         log.files.push(OpenFile { descriptor, path });
     }
@@ -572,6 +585,9 @@ impl CoreThread {
             let free = log.recovered.free.clone();
             let state = log.recovered.into_state(|place| places[place]);
             let mut opened = Log::new(identity, state);
+            if free.is_empty() {
+                opened.set_no_space();
+            }
             free.into_iter().for_each(|place| opened.add_free(FreeSegment { file: places[place] }));
             logs.push(opened);
             log_files.push((log.dir, Arc::new(AtomicU32::new(log.next_number))));
