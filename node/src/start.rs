@@ -372,8 +372,8 @@ fn scrub_period_us(config: &NodeConfig) -> Option<u64> {
     (config.scrub_period_s > 0).then_some(config.scrub_period_s * 1_000_000)
 }
 
-/// Has segments zero-filled until each log has `wanted`. With some left from before, a disk that
-/// is full does not keep a node from starting: it serves what it has.
+/// Has segments zero-filled until each log has `wanted`. A disk that is full does not keep a node
+/// from starting that has data there: it serves what it has.
 fn prefill(
     config: &NodeConfig,
     disks: &[Disk],
@@ -388,8 +388,7 @@ fn prefill(
             of_disk().map(|log| wanted.saturating_sub(log.recovered.free.len())).sum();
         let space = disk.check_space((missing as u64).saturating_mul(config.segment_bytes));
         let Err(error) = space else { continue };
-        let has_data = |log: &LogAtStart| !log.recovered.sealed.is_empty();
-        if !of_disk().all(|log| has_data(log) && !log.recovered.free.is_empty()) {
+        if !of_disk().all(LogAtStart::can_do_without_space) {
             return Err(error.into());
         }
         tracing::warn!(%error, "the node starts with what is there; writes may be refused");
@@ -416,8 +415,15 @@ fn prefill(
     for (place, path, outcome) in waiting {
         let log = &mut logs[place];
         let filled = outcome.recv().map_err(std::io::Error::other)?;
-        let descriptor =
-            filled.map_err(|errno| StartError::Fill { dir: log.dir.clone(), errno })?;
+        let descriptor = match filled {
+            Ok(descriptor) => descriptor,
+            // What was counted as free went elsewhere, or to the file system's own tables.
+            Err(errno) if errno == Errno::NO_SPACE && log.can_do_without_space() => {
+                tracing::warn!(log = %log.dir.display(), "no space for another segment");
+                continue;
+            }
+            Err(errno) => return Err(StartError::Fill { dir: log.dir.clone(), errno }),
+        };
         log.recovered.free.push(log.files.len());
         log.files.push(OpenFile { descriptor, path });
     }

@@ -59,6 +59,13 @@ pub(crate) struct LogAtStart {
     pub(crate) next_number: u32,
 }
 
+impl LogAtStart {
+    /// Whether it has something to serve, or a segment to write to.
+    pub(crate) fn can_do_without_space(&self) -> bool {
+        !self.recovered.sealed.is_empty() || !self.recovered.free.is_empty()
+    }
+}
+
 /// What a core's thread is started with.
 pub(crate) struct CoreAtStart {
     pub(crate) settings: CoreSettings,
@@ -153,6 +160,9 @@ impl CoreThread {
             let free = log.recovered.free.clone();
             let state = log.recovered.into_state(|place| places[place]);
             let mut opened = Log::new(identity, state);
+            if free.is_empty() {
+                opened.set_no_space();
+            }
             free.into_iter().for_each(|place| opened.add_free(FreeSegment { file: places[place] }));
             logs.push(opened);
             log_files.push((log.dir, Arc::new(AtomicU32::new(log.next_number))));

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use glommio::io::{Directory, DmaFile};
+use glommio::sync::Semaphore;
 
 use super::{FillJob, errno_of};
 use crate::disk::open_segment;
@@ -17,9 +18,11 @@ const URGENT_DEPTH: u64 = 8;
 /// A gentle fill pauses so long after each write: at most some 500 MB/s.
 const GENTLE_PAUSE: Duration = Duration::from_micros(1500);
 
-/// Fills a file and tells the outcome. A file that could not be filled is removed.
-pub(super) async fn fill(job: FillJob) {
-    let outcome = match fill_in(&job).await {
+/// Fills a file and tells the outcome. A file that could not be filled is removed. Space is
+/// asked for under `allocating`, by one at a time: of several that grow side by side on a disk
+/// that is nearly full, each would take a part and none would have enough.
+pub(super) async fn fill(job: FillJob, allocating: Rc<Semaphore>) {
+    let outcome = match fill_in(&job, &allocating).await {
         Ok(()) => open_segment(&job.path).map_err(|error| {
             tracing::error!(%error, "a filled segment cannot be opened");
             Errno::IO
@@ -32,8 +35,8 @@ pub(super) async fn fill(job: FillJob) {
     (job.done)(outcome);
 }
 
-async fn fill_in(job: &FillJob) -> Result<(), Errno> {
-    let file = DmaFile::create(&job.path).await.map_err(errno_of)?;
+async fn fill_in(job: &FillJob, allocating: &Semaphore) -> Result<(), Errno> {
+    let file = allocate(job, allocating).await?;
     let filled = write_zeroes(&file, job).await;
     let synced = match filled {
         Ok(()) => file.fdatasync().await.map_err(errno_of),
@@ -46,6 +49,26 @@ async fn fill_in(job: &FillJob) -> Result<(), Errno> {
     let synced = directory.sync().await.map_err(errno_of);
     directory.close().await.map_err(errno_of)?;
     synced
+}
+
+/// The file, with space for all of it, and of no length yet: by its length a start knows how far
+/// it was filled.
+async fn allocate(job: &FillJob, allocating: &Semaphore) -> Result<DmaFile, Errno> {
+    let closed = |_| Errno::IO;
+    let _one_at_a_time = allocating.acquire_permit(1).await.map_err(closed)?;
+    let file = DmaFile::create(&job.path).await.map_err(errno_of)?;
+    let allocated = file.pre_allocate(job.bytes, true).await.map_err(errno_of);
+    match allocated {
+        Ok(()) => Ok(file),
+        // Then it grows as it is written.
+        Err(errno) if errno == Errno(libc::EOPNOTSUPP) => Ok(file),
+        Err(errno) => {
+            let _ = file.close().await;
+            // Before the next asks: what a file that did not fit took is free again.
+            let _ = std::fs::remove_file(&job.path);
+            Err(errno)
+        }
+    }
 }
 
 async fn write_zeroes(file: &DmaFile, job: &FillJob) -> Result<(), Errno> {

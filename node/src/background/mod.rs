@@ -13,10 +13,12 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::PathBuf;
+use std::rc::Rc;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
+use glommio::sync::Semaphore;
 use glommio::{Latency, LocalExecutorBuilder, Placement, Shares};
 use thalweg_wire::ids::DiskId;
 
@@ -170,6 +172,7 @@ async fn serve(jobs: Receiver<Job>, woken: StdUnixStream) {
         glommio::executor().create_task_queue(Shares::Static(50), Latency::NotImportant, "remove");
     let upkeep =
         glommio::executor().create_task_queue(Shares::Static(50), Latency::NotImportant, "upkeep");
+    let allocating = Rc::new(Semaphore::new(1));
     let mut woken = adopt(woken);
     let mut bytes = [0; 256];
     loop {
@@ -180,7 +183,8 @@ async fn serve(jobs: Receiver<Job>, woken: StdUnixStream) {
                     task.expect("the queue was just made").detach();
                 }
                 Job::Fill(job) => {
-                    let task = glommio::spawn_local_into(fill::fill(job), filling);
+                    let task =
+                        glommio::spawn_local_into(fill::fill(job, allocating.clone()), filling);
                     task.expect("the queue was just made").detach();
                 }
                 Job::Remove(path) => {

@@ -101,7 +101,11 @@ impl<I: Io> Core<I> {
         if header.epoch != current {
             return Err(Refusal::new(ErrorCode::StaleEpoch, current.0));
         }
-        if record.state != ExtentState::Open || record.boot != self.settings.boot {
+        let is_former = record.boot != self.settings.boot;
+        if is_former && record.state == ExtentState::Open && self.has_unopened_shards {
+            return Err(ErrorCode::NoSpace.into());
+        }
+        if record.state != ExtentState::Open || is_former {
             return Err(Refusal::new(ErrorCode::ExtentClosed, record.end.0));
         }
         Ok(())

@@ -24,7 +24,7 @@ use super::fetch::{Fetch, FooterCache, Reading};
 pub use super::message::{CoreMessage, CoreRequest, CoreSettings, Time};
 use super::shard::{Placement, Shards};
 use super::subscribe::Subscriptions;
-use super::upkeep::Upkeep;
+use super::upkeep::{Filling, Upkeep};
 use crate::counters::Counters;
 use crate::io::arena::PAGE_BYTES;
 use crate::io::{BufferId, Completion, ConnectionId, Errno, Io, Piece, Token};
@@ -34,8 +34,6 @@ use crate::log::segments::{AppendRefusal, Log};
 const FRAME_GRACE_US: u64 = 1_000_000;
 /// How often slow senders are looked for.
 const TICK_US: u64 = 100_000;
-/// A filled disk is asked again after this long.
-const NO_SPACE_RETRY_US: u64 = 5_000_000;
 /// How long a connection that is closing may take to accept its last answer.
 const LAST_ANSWER_US: u64 = 1_000_000;
 /// A core wakes at least this often, to look after what no completion tells of.
@@ -74,11 +72,12 @@ pub struct Core<I: Io> {
     waiting_for_memory: VecDeque<ConnectionKey>,
     large_frames: u32,
     pub(super) requests: Vec<CoreRequest>,
-    fills_requested: Vec<usize>,
-    fill_retry_us: Option<u64>,
+    pub(super) filling: Vec<Filling>,
     /// Since when a log's sync is in flight.
     sync_began_us: Vec<Option<u64>>,
     pub(super) upkeep: Upkeep,
+    /// Whether shards wait for space to be opened after the start.
+    pub(super) has_unopened_shards: bool,
     next_tick_us: u64,
     /// Whether a tick has something to look after: a frame that is due, a connection that ends.
     watching: bool,
@@ -128,10 +127,10 @@ impl<I: Io> Core<I> {
             waiting_for_memory: VecDeque::new(),
             large_frames: 0,
             requests: Vec::new(),
-            fills_requested: vec![0; count],
-            fill_retry_us: None,
+            filling: vec![Filling::default(); count],
             sync_began_us: vec![None; count],
             upkeep,
+            has_unopened_shards: false,
             next_tick_us: time.now_us,
             watching: false,
             stopping: false,
@@ -139,12 +138,14 @@ impl<I: Io> Core<I> {
     }
 
     /// Seals what an earlier start left open and opens it anew under the next epoch: what a
-    /// controller would do, for a node that has none. Counts those it opened.
+    /// controller would do, for a node that has none. Counts those it opened. A shard on a full
+    /// disk stays closed until there is space for its record.
     ///
     /// # Errors
-    /// The refusal of the first shard that could not be opened; what is open already is passed
-    /// over the next time.
+    /// The refusal of the first shard that could not be opened for another reason; what is open
+    /// already is passed over the next time.
     pub fn reopen_shards(&mut self, opened: &mut usize) -> Result<(), Refusal> {
+        let mut without_space = false;
         for place in self.shards.places() {
             let newest = self.shards.at(place).newest();
             let record = &self.logs[newest.log as usize].extent(newest.number).record;
@@ -152,10 +153,16 @@ impl<I: Io> Core<I> {
                 let mut open = record.open;
                 open.extent.epoch = Epoch(open.extent.epoch.0 + 1);
                 open.first_offset = record.end;
-                self.open_next(place, open)?;
-                *opened += 1;
+                match self.open_next(place, open) {
+                    Err(refusal) if refusal.code == ErrorCode::NoSpace => without_space = true,
+                    other => {
+                        other?;
+                        *opened += 1;
+                    }
+                }
             }
         }
+        self.has_unopened_shards = without_space;
         Ok(())
     }
 
@@ -221,18 +228,8 @@ impl<I: Io> Core<I> {
     /// Something was told from outside.
     pub fn tell(&mut self, message: CoreMessage) {
         match message {
-            CoreMessage::SegmentReady { log, segment } => {
-                let place = log as usize;
-                self.fills_requested[place] = self.fills_requested[place].saturating_sub(1);
-                self.logs[place].add_free(segment);
-            }
-            CoreMessage::SegmentFailed { log, errno } => {
-                let place = log as usize;
-                self.fills_requested[place] = self.fills_requested[place].saturating_sub(1);
-                tracing::warn!(log, %errno, "a segment could not be zero-filled; reads go on");
-                self.logs[place].set_no_space();
-                self.fill_retry_us = Some(self.time.now_us + NO_SPACE_RETRY_US);
-            }
+            CoreMessage::SegmentReady { log, segment } => self.filled(log, Ok(segment)),
+            CoreMessage::SegmentFailed { log, errno } => self.filled(log, Err(errno)),
             CoreMessage::Merged { log, result } => self.merged(log, result),
             CoreMessage::Scrubbed { log, result } => self.scrubbed(log, result),
             CoreMessage::Stop => self.stopping = true,
@@ -270,14 +267,14 @@ impl<I: Io> Core<I> {
             }
             Token::Close(id) => self.closed(id),
             Token::Write { log, unit } => {
+                let failed_before = self.logs[log as usize].failed();
                 self.logs[log as usize].on_write(&mut self.io, unit, result);
-                self.note_sync(log);
-                self.report_failure(log);
+                self.note_result(log, failed_before);
             }
             Token::Sync { log } => {
+                let failed_before = self.logs[log as usize].failed();
                 self.logs[log as usize].on_sync(&mut self.io, result);
-                self.note_sync(log);
-                self.report_failure(log);
+                self.note_result(log, failed_before);
             }
             Token::Read { fetch, part } => self.read_completed(fetch, part, result),
             Token::Wake => {}
@@ -295,8 +292,12 @@ impl<I: Io> Core<I> {
         }
     }
 
-    fn report_failure(&self, log: u32) {
-        if let Some(errno) = self.logs[log as usize].failed() {
+    /// Takes note of a write or sync that ended, and says so when it stopped its log.
+    fn note_result(&mut self, log: u32, failed_before: Option<Errno>) {
+        self.note_sync(log);
+        if failed_before.is_none()
+            && let Some(errno) = self.logs[log as usize].failed()
+        {
             let identity = self.logs[log as usize].identity();
             tracing::error!(
                 disk = %identity.disk, log = identity.log, %errno,
@@ -323,20 +324,6 @@ impl<I: Io> Core<I> {
             let mut touched = std::mem::replace(&mut self.touched, std::mem::take(&mut self.spare));
             touched.drain(..).for_each(|id| self.go_on(id));
             self.spare = touched;
-        }
-    }
-
-    fn request_segments(&mut self) {
-        if self.fill_retry_us.is_some_and(|due| self.time.now_us < due) {
-            return;
-        }
-        self.fill_retry_us = None;
-        for (place, log) in self.logs.iter().enumerate() {
-            let coming = log.free_segments() + self.fills_requested[place];
-            for _ in coming..self.settings.free_segments_min {
-                self.fills_requested[place] += 1;
-                self.requests.push(CoreRequest::FillSegment { log: place as u32 });
-            }
         }
     }
 
@@ -714,7 +701,8 @@ impl<I: Io> Core<I> {
         let tick = self.watching.then_some(self.next_tick_us);
         let fetch = self.fetches_due.first().map(|(due_us, _)| *due_us);
         let upkeep = Some(self.upkeep.next_us());
-        let next = [tick, fetch, self.fill_retry_us, upkeep].into_iter().flatten().min();
+        let fill = self.filling.iter().filter_map(Filling::retry_us).min();
+        let next = [tick, fetch, fill, upkeep].into_iter().flatten().min();
         let until = next.map_or(IDLE_US, |due_us| due_us.saturating_sub(self.time.now_us));
         until.min(IDLE_US)
     }

@@ -9,10 +9,12 @@ use super::machine::{Core, CoreRequest, CoreSettings, Time};
 use crate::io::{Errno, FileId, Io};
 use crate::log::merge::{MergeError, Merged};
 use crate::log::scrub::ScrubReport;
-use crate::log::segments::{AppendRefusal, Log};
+use crate::log::segments::{AppendRefusal, FreeSegment, Log};
 
 /// How often a core looks after its segments.
 const LOOK_US: u64 = 1_000_000;
+/// A filled disk is asked again after this long.
+const NO_SPACE_RETRY_US: u64 = 5_000_000;
 /// A node that has just started has other things to do than to scrub.
 const FIRST_SCRUB_US: u64 = 600_000_000;
 
@@ -25,6 +27,20 @@ pub struct Upkeep {
     started: Time,
     next_us: u64,
     scrubs: Vec<Scrub>,
+}
+
+/// Segments that are being zero-filled for a log.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Filling {
+    requested: usize,
+    /// When a disk that is full is asked again.
+    retry_us: Option<u64>,
+}
+
+impl Filling {
+    pub(super) fn retry_us(&self) -> Option<u64> {
+        self.retry_us
+    }
 }
 
 /// How far the scrub of a log is.
@@ -78,6 +94,10 @@ impl<I: Io> Core<I> {
             return;
         }
         self.upkeep.next_us = now_us + LOOK_US;
+        if self.has_unopened_shards {
+            // What is refused for want of memory is asked for again as well.
+            let _ = self.reopen_shards(&mut 0);
+        }
         let cutoff_ms = self.upkeep.cutoff_ms(now_us);
         for log in 0..self.logs.len() {
             if let Some(cutoff_ms) = cutoff_ms {
@@ -89,6 +109,50 @@ impl<I: Io> Core<I> {
                 self.requests.push(CoreRequest::Merge { log: log as u32, job });
             }
             self.scrub_next(log);
+        }
+    }
+
+    /// Has segments zero-filled for the logs that have too few in wait. Each log for itself: one
+    /// disk that is full holds up no other.
+    pub(super) fn request_segments(&mut self) {
+        for (place, log) in self.logs.iter().enumerate() {
+            let filling = &mut self.filling[place];
+            if filling.retry_us.is_some_and(|due_us| self.time.now_us < due_us) {
+                continue;
+            }
+            filling.retry_us = None;
+            if log.failed().is_some() {
+                continue;
+            }
+            // A disk that was full may have space for one, and not for several side by side.
+            let missing = self.settings.free_segments_min.saturating_sub(log.free_segments());
+            let wanted = if log.has_no_space() { missing.min(1) } else { missing };
+            for _ in filling.requested..wanted {
+                filling.requested += 1;
+                self.requests.push(CoreRequest::FillSegment { log: place as u32 });
+            }
+        }
+    }
+
+    /// A segment was zero-filled, or not.
+    pub(super) fn filled(&mut self, log: u32, result: Result<FreeSegment, Errno>) {
+        let place = log as usize;
+        let (filling, log_state) = (&mut self.filling[place], &mut self.logs[place]);
+        filling.requested = filling.requested.saturating_sub(1);
+        match result {
+            Ok(segment) => {
+                if log_state.has_no_space() {
+                    tracing::info!(log, "there is space for a segment again");
+                }
+                log_state.add_free(segment);
+            }
+            Err(errno) => {
+                if !log_state.has_no_space() {
+                    tracing::warn!(log, %errno, "a segment could not be zero-filled; reads go on");
+                }
+                log_state.set_no_space();
+                filling.retry_us = Some(self.time.now_us + NO_SPACE_RETRY_US);
+            }
         }
     }
 
@@ -181,12 +245,13 @@ impl<I: Io> Core<I> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use thalweg_wire::ids::BootId;
+    use crate::io::noop::NoopIo;
+    use crate::log::segments::{LogIdentity, LogState};
+    use std::sync::Arc;
+    use thalweg_wire::ids::{BootId, DiskId};
 
-    /// A wall clock set forward by a year made records a year older.
-    #[test]
-    fn a_jump_of_the_wall_clock_ages_nothing() {
-        let settings = CoreSettings {
+    fn settings() -> CoreSettings {
+        CoreSettings {
             core: 0,
             ports: Vec::new(),
             disks: Vec::new(),
@@ -194,17 +259,57 @@ mod tests {
             min_frame_bytes_per_s: 1,
             connections_max: 1,
             in_flight_bytes_max: 1 << 20,
-            free_segments_min: 1,
-            free_segments_max: 1,
+            free_segments_min: 3,
+            free_segments_max: 3,
             retention_ms: Some(10_000),
             merge_after_us: 0,
             scrub_period_us: None,
-        };
+        }
+    }
+
+    /// A wall clock set forward by a year made records a year older.
+    #[test]
+    fn a_jump_of_the_wall_clock_ages_nothing() {
         let started = Time { now_us: 5_000_000, wall_ms: 1_000_000 };
-        let upkeep = Upkeep::new(&settings, 1, started);
+        let upkeep = Upkeep::new(&settings(), 1, started);
         assert_eq!(upkeep.cutoff_ms(5_000_000), Some(990_000));
         assert_eq!(upkeep.cutoff_ms(25_000_000), Some(1_010_000));
-        let kept = CoreSettings { retention_ms: None, ..settings };
+        let kept = CoreSettings { retention_ms: None, ..settings() };
         assert_eq!(Upkeep::new(&kept, 1, started).cutoff_ms(5_000_000), None);
+    }
+
+    /// Asks of two logs: how many segments each wants filled at a time.
+    fn requests(core: &mut Core<NoopIo>, now_us: u64) -> [usize; 2] {
+        core.turn(Time { now_us, wall_ms: 0 }, &mut Vec::new());
+        let mut counts = [0, 0];
+        for request in core.take_requests() {
+            let CoreRequest::FillSegment { log } = request else { panic!("{request:?}") };
+            counts[log as usize] += 1;
+        }
+        counts
+    }
+
+    /// One disk that was full put off the others of its core, five seconds at a time; and with
+    /// space for one segment, several were filled side by side and none fitted.
+    #[test]
+    fn a_full_disk_is_asked_for_one_segment_and_holds_up_no_other() {
+        let log = |index| {
+            let disk = DiskId([index as u8; 16]);
+            let segment_bytes = 16 << 20;
+            let identity = LogIdentity { index, disk, log: 0, segment_bytes, boot: BootId(1) };
+            Log::new(identity, LogState::empty())
+        };
+        let io = NoopIo::instant(16 << 20);
+        let logs = vec![log(0), log(1)];
+        let mut core = Core::new(io, settings(), Arc::default(), logs, Time::default());
+        assert_eq!(requests(&mut core, 0), [3, 3]);
+        (0..3).for_each(|_| core.filled(0, Err(Errno::NO_SPACE)));
+        assert_eq!(requests(&mut core, 3_000_000), [0, 0]);
+        (0..3).for_each(|_| core.filled(1, Err(Errno::NO_SPACE)));
+        assert_eq!(requests(&mut core, 4_999_999), [0, 0]);
+        assert_eq!(requests(&mut core, 5_000_000), [1, 0]);
+        core.filled(0, Ok(FreeSegment { file: FileId(1) }));
+        assert_eq!(requests(&mut core, 5_000_001), [2, 0], "it is not full any more");
+        assert_eq!(requests(&mut core, 8_000_000), [0, 1]);
     }
 }

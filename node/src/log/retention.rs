@@ -271,6 +271,29 @@ impl Log {
         }
     }
 
+    /// A zero-filled segment is ready.
+    pub fn add_free(&mut self, segment: FreeSegment) {
+        self.free.push_back(segment);
+        self.no_space = false;
+    }
+
+    /// No segment could be zero-filled.
+    pub fn set_no_space(&mut self) {
+        self.no_space = true;
+    }
+
+    /// Whether the last try to have one failed.
+    #[must_use]
+    pub fn has_no_space(&self) -> bool {
+        self.no_space
+    }
+
+    /// Zero-filled segments in wait.
+    #[must_use]
+    pub fn free_segments(&self) -> usize {
+        self.free.len()
+    }
+
     /// A file to use as a segment, now or later, unless `spares_max` are in wait.
     pub fn reuse(&mut self, file: FileId, spares_max: usize) -> bool {
         let wanted = self.free.len() < spares_max;

@@ -15,7 +15,7 @@ use super::format::{FRAME_HEADER_BYTES, FrameKind, LogFrame, padded_frame_bytes}
 use super::forward::Copying;
 use super::index::{Location, SegmentIndex};
 use super::retention::{Held, Leaving};
-use super::writer::{Unit, Writer};
+use super::writer::{Fate, Unit, Writer};
 use crate::config::BLOCK_BYTES;
 use crate::io::{BufferId, Errno, FileId, Io, Piece};
 
@@ -314,23 +314,6 @@ impl Log {
     #[must_use]
     pub fn figures(&self) -> (u64, u64, u64) {
         (self.groups, self.bytes_written, self.writer.syncs())
-    }
-
-    /// A zero-filled segment is ready.
-    pub fn add_free(&mut self, segment: FreeSegment) {
-        self.free.push_back(segment);
-        self.no_space = false;
-    }
-
-    /// No segment could be zero-filled.
-    pub fn set_no_space(&mut self) {
-        self.no_space = true;
-    }
-
-    /// Zero-filled segments in wait.
-    #[must_use]
-    pub fn free_segments(&self) -> usize {
-        self.free.len()
     }
 
     /// The tail in memory.
@@ -652,19 +635,30 @@ impl Log {
     /// A write ended.
     pub fn on_write(&mut self, io: &mut impl Io, unit: u64, result: Result<u32, Errno>) {
         let (cache, memory) = (&mut self.cache, io.memory_mut());
-        self.writer.on_write(unit, result, |unit| keep(cache, memory, unit));
+        self.writer.on_write(unit, result, |unit, fate| keep(cache, memory, unit, fate));
+        self.let_go_if_failed(io);
     }
 
     /// A sync ended.
     pub fn on_sync(&mut self, io: &mut impl Io, result: Result<u32, Errno>) {
         let (cache, memory) = (&mut self.cache, io.memory_mut());
-        self.writer.on_sync(result, |unit| keep(cache, memory, unit));
+        self.writer.on_sync(result, |unit, fate| keep(cache, memory, unit, fate));
+        self.let_go_if_failed(io);
+    }
+
+    /// What was being gathered is never written.
+    fn let_go_if_failed(&mut self, io: &mut impl Io) {
+        if self.writer.failed().is_some()
+            && let Some(gather) = self.gather.take()
+        {
+            io.memory_mut().release(gather.buffer);
+        }
     }
 }
 
 /// A durable unit becomes part of the tail in memory; a footer does not.
-fn keep(cache: &mut TailCache, memory: &mut crate::io::Arena, unit: Unit) {
-    if unit.start == unit.end {
+fn keep(cache: &mut TailCache, memory: &mut crate::io::Arena, unit: Unit, fate: Fate) {
+    if fate == Fate::Lost || unit.start == unit.end {
         memory.release(unit.piece.buffer);
     } else {
         let bytes = memory.size(unit.piece.buffer);

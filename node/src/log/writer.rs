@@ -48,6 +48,17 @@ enum State {
     Waiting,
     InFlight,
     Written,
+    /// Handed back after a failure.
+    Lost,
+}
+
+/// What became of a unit that the writer is done with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Fate {
+    /// It is durable.
+    Durable,
+    /// The log failed before it was: it may be there after a restart, or not.
+    Lost,
 }
 
 /// See the module.
@@ -190,8 +201,14 @@ impl Writer {
         }
     }
 
-    /// The write of unit `number` ended. Units that became durable are handed to `done`.
-    pub fn on_write(&mut self, number: u64, result: Result<u32, Errno>, done: impl FnMut(Unit)) {
+    /// The write of unit `number` ended. Units that the writer is done with are handed to `done`:
+    /// those that became durable, and after a failure all that the kernel does not work on.
+    pub fn on_write(
+        &mut self,
+        number: u64,
+        result: Result<u32, Errno>,
+        done: impl FnMut(Unit, Fate),
+    ) {
         let place = (number - self.first) as usize;
         let (unit, state) = &mut self.units[place];
         assert_eq!(*state, State::InFlight, "a unit is written once");
@@ -202,7 +219,7 @@ impl Writer {
             self.failed.get_or_insert(errno);
         }
         if self.failed.is_some() {
-            return;
+            return self.give_up(done);
         }
         while self.units.get(self.written).is_some_and(|(_, state)| *state == State::Written) {
             self.written += 1;
@@ -214,24 +231,36 @@ impl Writer {
         }
     }
 
-    /// The sync ended. Units that became durable are handed to `done`.
-    pub fn on_sync(&mut self, result: Result<u32, Errno>, done: impl FnMut(Unit)) {
+    /// The sync ended; see [`Writer::on_write`].
+    pub fn on_sync(&mut self, result: Result<u32, Errno>, done: impl FnMut(Unit, Fate)) {
         let covered = self.syncing.take().expect("one sync is in flight");
         if let LogVerdict::Stop(errno) = on_sync(result) {
             self.failed.get_or_insert(errno);
         }
         // A write that failed meanwhile stops the log, though this sync succeeded.
-        if self.failed.is_none() {
-            self.advance(covered, done);
+        match self.failed {
+            Some(_) => self.give_up(done),
+            None => self.advance(covered, done),
         }
     }
 
-    fn advance(&mut self, count: usize, mut done: impl FnMut(Unit)) {
+    /// Nothing is written any more: other logs of the core can use the memory. Units stay in their
+    /// places, by which the writes in flight name them.
+    fn give_up(&mut self, mut done: impl FnMut(Unit, Fate)) {
+        for (unit, state) in &mut self.units {
+            if matches!(state, State::Waiting | State::Written) {
+                *state = State::Lost;
+                done(*unit, Fate::Lost);
+            }
+        }
+    }
+
+    fn advance(&mut self, count: usize, mut done: impl FnMut(Unit, Fate)) {
         for _ in 0..count {
             let (unit, state) = self.units.pop_front().expect("a durable unit was pending");
             assert_eq!(state, State::Written, "only what was written becomes durable");
             self.durable = self.durable.max(unit.end);
-            done(unit);
+            done(unit, Fate::Durable);
         }
         self.first += count as u64;
         self.submitted -= count;
@@ -251,12 +280,13 @@ mod tests {
         io: NoopIo,
         writer: Writer,
         durable: Vec<u64>,
+        lost: Vec<u64>,
     }
 
     impl Bench {
         fn new() -> Bench {
             let io = NoopIo::manual(1 << 20);
-            Bench { io, writer: Writer::new(0, Lsn(0)), durable: Vec::new() }
+            Bench { io, writer: Writer::new(0, Lsn(0)), durable: Vec::new(), lost: Vec::new() }
         }
 
         fn push(&mut self, file: FileId, block: u64, blocks: u32) {
@@ -272,8 +302,11 @@ mod tests {
         }
 
         fn complete(&mut self, token: Token, result: Result<u32, Errno>) {
-            let durable = &mut self.durable;
-            let done = |unit: Unit| durable.push(unit.start.0 / 4096);
+            let Bench { durable, lost, .. } = self;
+            let done = |unit: Unit, fate: Fate| match fate {
+                Fate::Durable => durable.push(unit.start.0 / 4096),
+                Fate::Lost => lost.push(unit.start.0 / 4096),
+            };
             match token {
                 Token::Write { unit, .. } => self.writer.on_write(unit, result, done),
                 Token::Sync { .. } => self.writer.on_sync(result, done),
@@ -365,6 +398,26 @@ mod tests {
         bench.complete(SYNC, Err(Errno::IO));
         assert!(bench.durable.is_empty());
         assert_eq!(bench.pump(), [], "a failed sync is not tried again");
+    }
+
+    /// Their buffers were never released: a disk that failed while much waited for it took the
+    /// memory of the core's other disks with it.
+    #[test]
+    fn after_a_failure_every_unit_is_handed_back_once_the_kernel_is_done_with_it() {
+        let mut bench = Bench::new();
+        (0..20).for_each(|block| bench.push(FILE, block * 64, 64));
+        assert_eq!(bench.pump().len(), 16);
+        bench.complete(write(0), Ok(64 * 4096));
+        assert_eq!(bench.pump()[0], SYNC);
+        bench.complete(write(3), Err(Errno::IO));
+        let handed_back = |bench: &Bench| bench.lost.iter().map(|at| at / 64).collect::<Vec<_>>();
+        assert_eq!(handed_back(&bench), [0, 3, 17, 18, 19], "16 was submitted with the sync");
+        bench.complete(SYNC, Ok(0));
+        for unit in [16, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15] {
+            bench.complete(write(unit), Ok(64 * 4096));
+            assert_eq!(handed_back(&bench).last(), Some(&unit));
+        }
+        assert_eq!((bench.lost.len(), bench.durable.len()), (20, 0), "each once");
     }
 
     #[test]
