@@ -7,9 +7,8 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
-use support::{PATIENCE, STREAM, append_sized, directory, open};
+use support::{PATIENCE, STREAM, append_sized, directory, open, wait_for};
 use thalweg_client::{Admin, ClientError, Reader, ReaderConfig};
 use thalweg_node::{Node, NodeConfig};
 use thalweg_wire::control::TrimShard;
@@ -76,14 +75,6 @@ fn numbers(node: &Node) -> Result<BTreeSet<u64>, ClientError> {
         }
     })?;
     Ok(numbers)
-}
-
-fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !holds() {
-        assert!(started.elapsed() < PATIENCE, "{what} does not come");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 #[test]

@@ -1,6 +1,10 @@
 //! A node as a process of its own, for whole-system tests.
 #![allow(dead_code)]
 
+pub(crate) mod load;
+pub(crate) mod loop_disk;
+pub(crate) mod recorded_disk;
+
 use std::io::Read;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -54,23 +58,46 @@ pub(crate) fn two_free_ports() -> u16 {
 pub(crate) struct NodeProcess {
     child: Child,
     pub port: u16,
-    data_dir: PathBuf,
+    data_dirs: Vec<PathBuf>,
     cores: u16,
+    sizes: NodeSizes,
 }
+
+/// How large a node is.
+#[derive(Clone, Copy)]
+pub(crate) struct NodeSizes {
+    pub memory_bytes: u64,
+    pub segment_bytes: u64,
+}
+
+/// Small ones, that are filled within moments.
+pub(crate) const SMALL: NodeSizes = NodeSizes { memory_bytes: 160 << 20, segment_bytes: 16 << 20 };
 
 impl NodeProcess {
     /// Starts a node and waits until it serves.
     pub(crate) fn start(data_dir: &Path, port: u16, cores: u16) -> NodeProcess {
-        let child = thalweg(&["--log", "warn", "node"])
+        NodeProcess::start_on(&[data_dir.to_path_buf()], port, cores, SMALL)
+    }
+
+    /// The same on several disks, of another size.
+    pub(crate) fn start_on(
+        data_dirs: &[PathBuf],
+        port: u16,
+        cores: u16,
+        sizes: NodeSizes,
+    ) -> NodeProcess {
+        let mut command = thalweg(&["--log", "warn", "node"]);
+        command
             .args(["--listen", &format!("127.0.0.1:{port}")])
-            .args(["--cores", &cores.to_string(), "--memory-bytes", "160MiB"])
-            .args(["--segment-bytes", "16MiB", "--prefill-bytes", "0"])
-            .arg("--data-dir")
-            .arg(data_dir)
-            .stdin(Stdio::null())
-            .spawn()
-            .expect("the program can be started");
-        let mut node = NodeProcess { child, port, data_dir: data_dir.to_path_buf(), cores };
+            .args(["--cores", &cores.to_string()])
+            .args(["--memory-bytes", &sizes.memory_bytes.to_string()])
+            .args(["--segment-bytes", &sizes.segment_bytes.to_string(), "--prefill-bytes", "0"])
+            .stdin(Stdio::null());
+        for data_dir in data_dirs {
+            command.arg("--data-dir").arg(data_dir);
+        }
+        let child = command.spawn().expect("the program can be started");
+        let mut node = NodeProcess { child, port, data_dirs: data_dirs.to_vec(), cores, sizes };
         node.wait_until_it_serves();
         node
     }
@@ -96,7 +123,7 @@ impl NodeProcess {
     /// Starts it anew on the same directory and ports.
     pub(crate) fn restart(&mut self) {
         self.kill();
-        *self = NodeProcess::start(&self.data_dir.clone(), self.port, self.cores);
+        *self = NodeProcess::start_on(&self.data_dirs.clone(), self.port, self.cores, self.sizes);
     }
 
     /// The address of a core.
@@ -127,6 +154,17 @@ impl NodeProcess {
             let core = (index % u32::from(self.cores)) as u16;
             let mut admin = Admin::connect(self.address(core), PATIENCE).expect("the node serves");
             admin.open_extent(&open(index, shards, limits)).expect("a new shard can be opened");
+        }
+    }
+
+    /// Opens the stream's shards, in turn over the disks.
+    pub(crate) fn open_shards_on_disks(&self, shards: u32) {
+        let mut admin = Admin::connect(self.address(0), PATIENCE).expect("the node serves");
+        let disks = admin.hello().expect("it tells its disks").disks;
+        for index in 0..shards {
+            let mut command = open(index, shards, None);
+            command.replicas[0] = disks[index as usize % disks.len()];
+            admin.open_extent(&command).expect("a new shard can be opened");
         }
     }
 
@@ -215,4 +253,14 @@ pub(crate) fn append_sized(node: SocketAddr, from: u64, count: u64, data_bytes: 
         take(&mut producer);
     }
     assert_eq!(acked, count);
+}
+
+/// Waits until something holds.
+#[track_caller]
+pub(crate) fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
+    let started = Instant::now();
+    while !holds() {
+        assert!(started.elapsed() < PATIENCE, "{what} does not come");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
