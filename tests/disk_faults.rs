@@ -120,7 +120,7 @@ fn failing_writes(sound_for: Duration, failing_percent: u32, tally: &mut Tally) 
     unsound.break_writes();
     let log_failed = || refusal_of_write(node.address(0), 0) == Some(ErrorCode::LogFailed);
     wait_for("the end of the log", log_failed);
-    let acked_at_end = on_unsound.acked();
+    let acked_at_end = acked_when_settled(&on_unsound);
     on_sound.wait_for_acks(200);
     assert!(read_all(&node).len() as u64 >= acked_at_end, "reads go on");
     unsound.heal();
@@ -140,6 +140,16 @@ fn failing_writes(sound_for: Duration, failing_percent: u32, tally: &mut Tally) 
     tally.compare(&unsound_told.acked, &found, "failed writes");
     tally.compare(&sound_told.acked, &found, "the other disk");
     drop(node);
+}
+
+/// What a load was told when the acks that had been sent to it have come.
+fn acked_when_settled(load: &Load) -> u64 {
+    let mut acked = load.acked();
+    wait_for("the end of the acks", || {
+        std::thread::sleep(Duration::from_millis(500));
+        std::mem::replace(&mut acked, load.acked()) == load.acked()
+    });
+    acked
 }
 
 /// Batches of 140 kB to 1 MB, as many as the node takes.
@@ -229,12 +239,14 @@ fn power_cuts(cuts: u64, random: &mut SimRandom, tally: &mut Tally) {
     node.open_shards(4, None);
     let config = LoadConfig { batches_under_way: 8, ..moderate(&node, &[]) };
     let load = Load::start_with_clock(config, disk.clock());
-    let mut kept = Vec::new();
+    let (mut kept, mut restarts) = (Vec::new(), 0);
     while load.acked_bytes() < 40 * MIB {
         load.wait_for_acks(400);
         kept = trim(&node, &[0], |committed| committed / 2);
-        if random.once_in(8) {
+        // Each takes a segment of each log.
+        if restarts < 2 && random.once_in(8) {
             node.restart();
+            restarts += 1;
         }
     }
     let told = load.finish();

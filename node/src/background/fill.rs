@@ -1,11 +1,14 @@
 //! Zero-filling segments ahead of their use: a sync of blocks that were never written commits the
 //! file system's journal and takes two to three times as long.
 
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::os::linux::fs::MetadataExt;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::Duration;
 
 use glommio::io::{Directory, DmaFile};
-use glommio::sync::Semaphore;
 
 use super::{FillJob, errno_of};
 use crate::disk::open_segment;
@@ -18,11 +21,51 @@ const URGENT_DEPTH: u64 = 8;
 /// A gentle fill pauses so long after each write: at most some 500 MB/s.
 const GENTLE_PAUSE: Duration = Duration::from_micros(1500);
 
-/// Fills a file and tells the outcome. A file that could not be filled is removed. Space is
-/// asked for under `allocating`, by one at a time: of several that grow side by side on a disk
-/// that is nearly full, each would take a part and none would have enough.
-pub(super) async fn fill(job: FillJob, allocating: Rc<Semaphore>) {
-    let outcome = match fill_in(&job, &allocating).await {
+/// Bytes that files which are being filled are still to take of each file system.
+#[derive(Default)]
+pub(super) struct Promised(RefCell<HashMap<u64, u64>>);
+
+/// What of that is for one file; less with each write, nothing when it is dropped.
+struct Promise {
+    promised: Rc<Promised>,
+    device: u64,
+    left: Cell<u64>,
+}
+
+impl Promise {
+    /// Promises space for a file in a directory, if there is enough beside what is promised: of
+    /// several files that grew side by side on a disk that is nearly full, each would take a part
+    /// and none would have enough.
+    fn make(promised: &Rc<Promised>, directory: &Path, bytes: u64) -> Result<Promise, Errno> {
+        let stat = rustix::fs::statvfs(directory).map_err(|errno| Errno(errno.raw_os_error()))?;
+        let errno = |error: std::io::Error| Errno(error.raw_os_error().unwrap_or(libc::EIO));
+        let device = std::fs::metadata(directory).map_err(errno)?.st_dev();
+        let mut others = promised.0.borrow_mut();
+        let taken = others.entry(device).or_default();
+        if stat.f_bavail * stat.f_frsize < *taken + bytes {
+            return Err(Errno::NO_SPACE);
+        }
+        *taken += bytes;
+        Ok(Promise { promised: promised.clone(), device, left: Cell::new(bytes) })
+    }
+
+    fn written(&self, bytes: u64) {
+        let bytes = bytes.min(self.left.get());
+        self.left.set(self.left.get() - bytes);
+        let mut promised = self.promised.0.borrow_mut();
+        *promised.get_mut(&self.device).expect("it was promised") -= bytes;
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        self.written(self.left.get());
+    }
+}
+
+/// Fills a file and tells the outcome. A file that could not be filled is removed.
+pub(super) async fn fill(job: FillJob, promised: Rc<Promised>) {
+    let outcome = match fill_in(&job, &promised).await {
         Ok(()) => open_segment(&job.path).map_err(|error| {
             tracing::error!(%error, "a filled segment cannot be opened");
             Errno::IO
@@ -35,43 +78,24 @@ pub(super) async fn fill(job: FillJob, allocating: Rc<Semaphore>) {
     (job.done)(outcome);
 }
 
-async fn fill_in(job: &FillJob, allocating: &Semaphore) -> Result<(), Errno> {
-    let file = allocate(job, allocating).await?;
-    let filled = write_zeroes(&file, job).await;
+async fn fill_in(job: &FillJob, promised: &Rc<Promised>) -> Result<(), Errno> {
+    let parent = job.path.parent().ok_or(Errno::IO)?;
+    let promise = Promise::make(promised, parent, job.bytes)?;
+    let file = DmaFile::create(&job.path).await.map_err(errno_of)?;
+    let filled = write_zeroes(&file, job, &promise).await;
     let synced = match filled {
         Ok(()) => file.fdatasync().await.map_err(errno_of),
         failed => failed,
     };
     let closed = file.close().await.map_err(errno_of);
     synced.and(closed)?;
-    let parent = job.path.parent().ok_or(Errno::IO)?;
     let directory = Directory::open(parent).await.map_err(errno_of)?;
     let synced = directory.sync().await.map_err(errno_of);
     directory.close().await.map_err(errno_of)?;
     synced
 }
 
-/// The file, with space for all of it, and of no length yet: by its length a start knows how far
-/// it was filled.
-async fn allocate(job: &FillJob, allocating: &Semaphore) -> Result<DmaFile, Errno> {
-    let closed = |_| Errno::IO;
-    let _one_at_a_time = allocating.acquire_permit(1).await.map_err(closed)?;
-    let file = DmaFile::create(&job.path).await.map_err(errno_of)?;
-    let allocated = file.pre_allocate(job.bytes, true).await.map_err(errno_of);
-    match allocated {
-        Ok(()) => Ok(file),
-        // Then it grows as it is written.
-        Err(errno) if errno == Errno(libc::EOPNOTSUPP) => Ok(file),
-        Err(errno) => {
-            let _ = file.close().await;
-            // Before the next asks: what a file that did not fit took is free again.
-            let _ = std::fs::remove_file(&job.path);
-            Err(errno)
-        }
-    }
-}
-
-async fn write_zeroes(file: &DmaFile, job: &FillJob) -> Result<(), Errno> {
+async fn write_zeroes(file: &DmaFile, job: &FillJob, promise: &Promise) -> Result<(), Errno> {
     let mut zeroes = file.alloc_dma_buffer(WRITE_BYTES);
     zeroes.as_bytes_mut().fill(0);
     let zeroes = Rc::new(zeroes);
@@ -86,6 +110,7 @@ async fn write_zeroes(file: &DmaFile, job: &FillJob) -> Result<(), Errno> {
             if written.map_err(errno_of)? != WRITE_BYTES {
                 return Err(Errno::NO_SPACE);
             }
+            promise.written(WRITE_BYTES as u64);
         }
         at += depth * WRITE_BYTES as u64;
         if !job.urgent {
@@ -93,4 +118,26 @@ async fn write_zeroes(file: &DmaFile, job: &FillJob) -> Result<(), Errno> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn space_is_promised_once() {
+        let dir = tempfile::tempdir_in(".").unwrap();
+        let promised = Rc::new(Promised::default());
+        let promise = |bytes| Promise::make(&promised, dir.path(), bytes);
+        let stat = rustix::fs::statvfs(dir.path()).unwrap();
+        // More than half of what is there, whatever others do to it meanwhile.
+        let most = stat.f_bavail * stat.f_frsize / 4 * 3;
+        let first = promise(most).unwrap();
+        assert_eq!(promise(most).err(), Some(Errno::NO_SPACE));
+        first.written(most - 1);
+        assert!(promise(1).is_ok());
+        drop(first);
+        assert!(promised.0.borrow().values().all(|bytes| *bytes == 0));
+        assert!(promise(most).is_ok(), "a file that is done, or failed, holds nothing back");
+    }
 }

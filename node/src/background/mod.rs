@@ -18,7 +18,6 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
-use glommio::sync::Semaphore;
 use glommio::{Latency, LocalExecutorBuilder, Placement, Shares};
 use thalweg_wire::ids::DiskId;
 
@@ -172,7 +171,7 @@ async fn serve(jobs: Receiver<Job>, woken: StdUnixStream) {
         glommio::executor().create_task_queue(Shares::Static(50), Latency::NotImportant, "remove");
     let upkeep =
         glommio::executor().create_task_queue(Shares::Static(50), Latency::NotImportant, "upkeep");
-    let allocating = Rc::new(Semaphore::new(1));
+    let promised = Rc::new(fill::Promised::default());
     let mut woken = adopt(woken);
     let mut bytes = [0; 256];
     loop {
@@ -184,7 +183,7 @@ async fn serve(jobs: Receiver<Job>, woken: StdUnixStream) {
                 }
                 Job::Fill(job) => {
                     let task =
-                        glommio::spawn_local_into(fill::fill(job, allocating.clone()), filling);
+                        glommio::spawn_local_into(fill::fill(job, promised.clone()), filling);
                     task.expect("the queue was just made").detach();
                 }
                 Job::Remove(path) => {
