@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 use support::{PATIENCE, STREAM, append_sized, directory, open, wait_for};
 use thalweg_client::{Admin, ClientError, Reader, ReaderConfig};
 use thalweg_node::{Node, NodeConfig};
-use thalweg_wire::control::TrimShard;
+use thalweg_wire::control::{FenceExtent, OpenExtent, SealExtent, ShardDescription, TrimShard};
 use thalweg_wire::error::ErrorCode;
-use thalweg_wire::ids::{Offset, ShardId};
+use thalweg_wire::ids::{Epoch, ExtentId, Offset, ShardId};
 
 const SEGMENT_BYTES: u64 = 16 << 20;
 const SHARDS: u32 = 8;
@@ -125,7 +125,7 @@ fn what_stays_behind_is_copied_forward() {
 #[test]
 fn what_has_aged_leaves() {
     let dir = directory();
-    let node = start(dir.path(), |config| config.retention_s = 1);
+    let node = start(dir.path(), |config| config.retention_s = vec![1]);
     open_shards(&node);
     append(&node, 0, 40);
     wait_for("the end of the first records", || {
@@ -134,6 +134,73 @@ fn what_has_aged_leaves() {
     wait_for("the release of their segments", || node.counters().segments_released >= 3);
     let next = append(&node, 10_000, 1);
     assert_eq!(numbers(&node).expect("it can be read"), (10_000..next).collect());
+}
+
+/// What is kept for long lies in segments of its own: nothing of it has to be copied for the space
+/// of the others to come back.
+#[test]
+fn what_has_aged_leaves_and_nothing_of_another_class_is_copied() {
+    let dir = directory();
+    let change = |config: &mut NodeConfig| {
+        config.retention_s = vec![1, 0];
+        config.merge_after_s = 0;
+    };
+    let node = start(dir.path(), change);
+    for index in 0..SHARDS {
+        let retention_class = u8::from(index == 0);
+        let open = OpenExtent { retention_class, ..open(index, SHARDS, None) };
+        admin(&node).open_extent(&open).expect("a new shard can be opened");
+    }
+    append(&node, 0, 48);
+    wait_for("the end of the records of class 0", || {
+        bounds(&node).iter().skip(1).all(|(earliest, committed)| earliest == committed)
+    });
+    wait_for("the release of their segments", || node.counters().segments_released >= 2);
+    let kept = numbers(&node).expect("what is kept can be read");
+    assert_eq!(bounds(&node)[0].0, Offset(0));
+    assert!(kept.len() > 500, "an eighth of 6144: {}", kept.len());
+    assert_eq!(node.counters().bytes_copied, 0);
+    node.stop();
+    let node = start(dir.path(), change);
+    assert_eq!(numbers(&node).expect("what is kept can be read"), kept);
+}
+
+/// Of a shard whose records are to be kept for longer from now on, those before have no gap to
+/// those after, and a trim takes both.
+#[test]
+fn a_shard_goes_on_in_another_class() {
+    let dir = directory();
+    let node = start(dir.path(), |_| {});
+    open_shards(&node);
+    let next = append(&node, 0, 24);
+    let extents = admin(&node).describe(STREAM).expect("it answers");
+    for (index, ShardDescription { extent, committed, .. }) in (0..).zip(extents) {
+        let recovery_epoch = Epoch(extent.epoch.0 + 1);
+        let mut admin = admin(&node);
+        admin.fence_extent(&FenceExtent { extent, recovery_epoch }).expect("it is fenced");
+        let seal = SealExtent { extent, recovery_epoch, end: committed };
+        admin.seal_extent(&seal).expect("it is sealed where it was fenced");
+        let next = OpenExtent {
+            extent: ExtentId { epoch: recovery_epoch, ..extent },
+            first_offset: committed,
+            retention_class: 1 + (index % 2) as u8,
+            ..open(index, SHARDS, None)
+        };
+        admin.open_extent(&next).expect("the next extent can be opened");
+    }
+    let next = append(&node, next, 24);
+    assert_eq!(numbers(&node).expect("it can be read"), (0..next).collect());
+    node.stop();
+    let node = start(dir.path(), |_| {});
+    assert_eq!(numbers(&node).expect("it can be read"), (0..next).collect());
+    for (shard, (_, committed)) in bounds(&node).into_iter().enumerate() {
+        trim(&node, shard, committed);
+    }
+    wait_for("the release of all three logs", || node.counters().segments_released >= 3);
+    node.stop();
+    let node = start(dir.path(), |_| {});
+    assert_eq!(numbers(&node).expect("it can be read"), BTreeSet::new());
+    append(&node, next, 4);
 }
 
 #[test]

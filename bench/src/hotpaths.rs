@@ -156,9 +156,15 @@ impl NoopCore {
     #[must_use]
     pub fn new(records: u32, record_bytes: u32) -> NoopCore {
         let disk = DiskId([1; 16]);
-        let identity =
-            LogIdentity { index: 0, disk, log: 0, segment_bytes: SEGMENT_BYTES, boot: BootId(1) };
-        let mut log = Log::new(identity, LogState::empty());
+        let identity = LogIdentity {
+            index: 0,
+            disk,
+            log: 0,
+            retention_class: 0,
+            segment_bytes: SEGMENT_BYTES,
+            boot: BootId(1),
+        };
+        let mut log = Log::new(identity, LogState::empty(0));
         log.add_free(FreeSegment { file: FileId(0) });
         let settings = CoreSettings {
             core: 0,
@@ -170,7 +176,7 @@ impl NoopCore {
             in_flight_bytes_max: 2 << 20,
             free_segments_min: 2,
             free_segments_max: 3,
-            retention_ms: None,
+            retention_ms: Default::default(),
             merge_after_us: 60_000_000,
             scrub_period_us: None,
         };

@@ -121,7 +121,8 @@ fn start(settings: &Soak) -> Result<EmbeddedNode, BenchError> {
         let of_log = (written / logs as f64) as u64 / config.segment_bytes + SPARE_SEGMENTS;
         let prefill_bytes = of_log * logs * config.segment_bytes;
         eprintln!("zero-filling {} MiB of segments ...", prefill_bytes >> 20);
-        let config = NodeConfig { retention_s: 0, scrub_period_s: 0, prefill_bytes, ..config };
+        let config =
+            NodeConfig { retention_s: vec![0], scrub_period_s: 0, prefill_bytes, ..config };
         return EmbeddedNode::start_with(&settings.common, config);
     }
     let bound = DiskBound::new(settings);
@@ -135,7 +136,7 @@ fn start(settings: &Soak) -> Result<EmbeddedNode, BenchError> {
     let config = NodeConfig {
         // Segments are zero-filled while the clock runs.
         prefill_bytes: 0,
-        retention_s: settings.retention_s,
+        retention_s: vec![settings.retention_s],
         merge_after_s: settings.merge_after_s(),
         scrub_period_s: settings.retention_s,
         ..config

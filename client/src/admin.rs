@@ -2,12 +2,13 @@
 
 use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use thalweg_wire::control::{
     ControlAnswer, DescribeRequest, FenceExtent, NodeDescription, OpenExtent,
     SHARD_DESCRIPTION_BYTES, SealExtent, ShardDescription, TrimShard,
 };
+use thalweg_wire::error::{ErrorCode, Refusal};
 use thalweg_wire::frame::{ErrorAnswer, FrameHeader, FrameKind, small_frame};
 use thalweg_wire::ids::{ShardId, StreamId};
 use thalweg_wire::limits::DESCRIBE_SHARDS_MAX;
@@ -15,9 +16,15 @@ use thalweg_wire::limits::DESCRIBE_SHARDS_MAX;
 use crate::connection::{Inbox, connect};
 use crate::error::ClientError;
 
-/// A connection to one core of a node.
+/// Pause before a command is repeated that a node had no room for; it doubles up to the longest.
+const REPEAT_AFTER: Duration = Duration::from_millis(5);
+const REPEAT_AFTER_MAX: Duration = Duration::from_millis(200);
+
+/// A connection to one core of a node. A command for which the node has no room at the moment is
+/// repeated until the time for its answer is over: it does the same once or twice.
 pub struct Admin {
     address: SocketAddr,
+    timeout: Duration,
     stream: TcpStream,
     inbox: Inbox,
     correlation: u64,
@@ -33,7 +40,7 @@ impl Admin {
         let failed = |source| ClientError::Connection { address, source };
         stream.set_read_timeout(Some(timeout)).map_err(failed)?;
         stream.set_write_timeout(Some(timeout)).map_err(failed)?;
-        Ok(Admin { address, stream, inbox: Inbox::default(), correlation: 0 })
+        Ok(Admin { address, timeout, stream, inbox: Inbox::default(), correlation: 0 })
     }
 
     /// Who the node is.
@@ -131,24 +138,54 @@ impl Admin {
     ) -> Result<(), ClientError> {
         // As many as their answers fit into socket buffers that nobody reads meanwhile.
         for group in commands.chunks(512) {
-            for command in group {
-                self.send(kind, &encode(command))?;
-            }
-            for _ in group {
-                let (header, payload) = self.receive()?;
-                expect(&header, FrameKind::ControlAnswer)?;
-                ControlAnswer::decode(&payload)?.status?;
+            let mut patience = Patience::new(self.timeout);
+            let mut left: Vec<[u8; BYTES]> = group.iter().map(&encode).collect();
+            while !left.is_empty() {
+                let first = self.correlation + 1;
+                for command in &left {
+                    self.send(kind, command)?;
+                }
+                let mut refused = Vec::new();
+                for _ in 0..left.len() {
+                    // Refusals overtake answers that wait for the disk.
+                    let (correlation, answer) = self.receive_control()?;
+                    let place = correlation.checked_sub(first).map(|place| place as usize);
+                    let command = place.and_then(|place| left.get(place));
+                    let command = command.ok_or_else(|| ClientError::UnexpectedAnswer {
+                        kind: "an answer to nothing that was asked".into(),
+                    })?;
+                    match answer.status {
+                        Err(refusal) if patience.allows(refusal) => refused.push(*command),
+                        status => status?,
+                    }
+                }
+                left = refused;
+                if !left.is_empty() {
+                    patience.pause();
+                }
             }
         }
         Ok(())
     }
 
     fn command(&mut self, kind: FrameKind, payload: &[u8]) -> Result<ControlAnswer, ClientError> {
-        let (header, payload) = self.ask(kind, payload)?;
+        let mut patience = Patience::new(self.timeout);
+        loop {
+            self.send(kind, payload)?;
+            let (_, answer) = self.receive_control()?;
+            match answer.status {
+                Ok(()) => return Ok(answer),
+                Err(refusal) if patience.allows(refusal) => patience.pause(),
+                Err(refusal) => return Err(refusal.into()),
+            }
+        }
+    }
+
+    /// An answer to a command, and its correlation.
+    fn receive_control(&mut self) -> Result<(u64, ControlAnswer), ClientError> {
+        let (header, payload) = self.receive()?;
         expect(&header, FrameKind::ControlAnswer)?;
-        let answer = ControlAnswer::decode(&payload)?;
-        answer.status?;
-        Ok(answer)
+        Ok((header.correlation, ControlAnswer::decode(&payload)?))
     }
 
     fn ask(
@@ -190,4 +227,26 @@ pub(crate) fn expect(header: &FrameHeader, kind: FrameKind) -> Result<(), Client
         return Ok(());
     }
     Err(ClientError::UnexpectedAnswer { kind: format!("{:?}", header.kind) })
+}
+
+/// How long a command is repeated.
+struct Patience {
+    until: Instant,
+    pause: Duration,
+}
+
+impl Patience {
+    fn new(timeout: Duration) -> Patience {
+        Patience { until: Instant::now() + timeout, pause: REPEAT_AFTER }
+    }
+
+    /// Whether what was refused so may be asked for again.
+    fn allows(&self, refusal: Refusal) -> bool {
+        refusal.code == ErrorCode::Overloaded && Instant::now() + self.pause < self.until
+    }
+
+    fn pause(&mut self) {
+        std::thread::sleep(self.pause);
+        self.pause = (self.pause * 2).min(REPEAT_AFTER_MAX);
+    }
 }

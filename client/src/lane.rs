@@ -254,8 +254,9 @@ impl Lane {
                 self.repeat(place, refusal, now_us, wait_us).unwrap_or(Reaction::None)
             }
             ErrorCode::SequenceGap => {
+                let lost = self.misses_what_was_stored(place, refusal.hint);
                 self.send_again(place, now_us);
-                Reaction::None
+                if lost { Reaction::ChangeProducer } else { Reaction::None }
             }
             ErrorCode::StaleEpoch if Epoch(refusal.hint) >= self.epoch => {
                 self.epoch = Epoch(refusal.hint);
@@ -280,6 +281,15 @@ impl Lane {
             }
             _ => self.give_up(place, refusal),
         }
+    }
+
+    /// Whether the node, which expects this sequence, lost batches that it had acknowledged: nothing
+    /// that is here could ever close the gap.
+    fn misses_what_was_stored(&self, place: usize, expected: u64) -> bool {
+        let Entry { sequence, former, .. } = self.entries[place];
+        let is_first =
+            self.entries.range(..place).all(|entry| matches!(entry.stage, Stage::Done(_)));
+        is_first && !former && expected < sequence.min(self.next_sequence)
     }
 
     fn on_producer_unknown(&mut self, place: usize, refusal: Refusal, now_us: u64) -> Reaction {
@@ -462,6 +472,25 @@ mod tests {
         lane.on_ack(12, &Ack::refused(Refusal::new(ErrorCode::SequenceGap, 0)), 0);
         let left = lane.take_done().unwrap();
         assert_eq!((left.batch, left.outcome_unknown), (10, false));
+        assert_eq!(send_all(&mut lane, 0), [(11, 0), (12, 1)]);
+    }
+
+    /// A node whose disk had lost acknowledged batches asked for them again and again, and the lane
+    /// sent it those that it had, for ever.
+    #[test]
+    fn a_gap_that_cannot_be_closed_makes_a_new_producer() {
+        let mut lane = lane();
+        lane.push(10);
+        send_all(&mut lane, 0);
+        lane.on_ack(10, &stored(0), 0);
+        lane.take_done();
+        lane.push(11);
+        lane.push(12);
+        assert_eq!(send_all(&mut lane, 0), [(11, 1), (12, 2)]);
+        let gap = Ack::refused(Refusal::new(ErrorCode::SequenceGap, 0));
+        assert_eq!(lane.on_ack(12, &gap, 0), Reaction::None, "11 may close it");
+        assert_eq!(lane.on_ack(11, &gap, 0), Reaction::ChangeProducer);
+        lane.change_producer(ProducerId(8));
         assert_eq!(send_all(&mut lane, 0), [(11, 0), (12, 1)]);
     }
 

@@ -9,6 +9,7 @@ use arbitrary::Unstructured;
 use thalweg_node::io::FileId;
 use thalweg_node::log::extent::ExtentRecord;
 use thalweg_node::log::footer::Footer;
+use thalweg_node::log::format::class_of;
 use thalweg_node::log::index::Target;
 use thalweg_node::log::recovery::{Bytes, RecoveredLog, recover};
 use thalweg_node::log::scrub::scrub;
@@ -53,9 +54,10 @@ pub fn run(input: &[u8]) {
     let second = ready(recover(&files, DISK, LOG, FILE_BYTES));
     match (first, second) {
         (Ok(first), Ok(second)) => {
-            compare(&first, &second);
+            assert_eq!(first.len(), second.len());
+            first.iter().zip(&second).for_each(|(first, second)| compare(first, second));
             account(&first);
-            go_on(&files, first);
+            first.into_iter().for_each(|log| go_on(&files, log));
         }
         (Err(first), Err(second)) => assert_eq!(first.to_string(), second.to_string()),
         (first, second) => panic!("first {:?}, then {:?}", first.map(drop), second.map(drop)),
@@ -94,17 +96,25 @@ fn compare(first: &RecoveredLog, second: &RecoveredLog) {
 }
 
 /// Every file is one thing, and what is kept in segments is what extents have there.
-fn account(log: &RecoveredLog) {
-    let sealed = log.sealed.iter().map(|segment| segment.file);
-    let mut files: Vec<usize> =
-        sealed.chain(log.free.iter().copied()).chain(log.unfinished.iter().copied()).collect();
+fn account(logs: &[RecoveredLog]) {
+    let mut files: Vec<usize> = Vec::new();
+    for log in logs {
+        files.extend(log.sealed.iter().map(|segment| segment.file));
+        files.extend(log.free.iter().chain(&log.unfinished));
+        account_of(log);
+    }
     files.sort_unstable();
     assert_eq!(files, (0..FILES).collect::<Vec<_>>(), "every file is accounted for, once");
+    assert!(logs[0].retention_class == 0 && logs.is_sorted_by_key(|log| log.retention_class));
+}
+
+fn account_of(log: &RecoveredLog) {
     let runs = log.extents.values().flat_map(|extent| &extent.runs);
     let kept: u64 = runs.map(|run| u64::from(run.bytes)).sum();
     let held: u64 = log.sealed.iter().map(|segment| segment.held.bytes).sum();
     assert_eq!(kept, held);
     for segment in &log.sealed {
+        assert_eq!(class_of(segment.sequence), log.retention_class);
         assert!(segment.sequence <= log.sequence && segment.base < log.next_base);
     }
     for (number, extent) in &log.extents {
@@ -135,8 +145,14 @@ fn go_on(files: &MemoryFiles, recovered: RecoveredLog) {
         let scanned = ends == 1 && newest(stored.trailer.end);
         assert!(!scanned || report.damaged == 0, "what was scanned is whole");
     }
-    let identity =
-        LogIdentity { index: 0, disk: DISK, log: LOG, segment_bytes: FILE_BYTES, boot: BootId(99) };
+    let identity = LogIdentity {
+        index: 0,
+        disk: DISK,
+        log: LOG,
+        retention_class: recovered.retention_class,
+        segment_bytes: FILE_BYTES,
+        boot: BootId(99),
+    };
     let log = Log::new(identity, recovered.into_state(|file| FileId(file as u32)));
     for (number, extent) in log.extents() {
         let footer = |sequence| {

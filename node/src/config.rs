@@ -27,9 +27,10 @@ pub struct NodeConfig {
     /// Whether the node is its own controller: at start it seals what was open and opens it anew
     /// under the next epoch. Without, a controller does so.
     pub standalone: bool,
-    /// Seconds that a node which is its own controller keeps records; 0 for ever, 365 days at
-    /// most. Space is given back by whole segments, so that some are kept for longer.
-    pub retention_s: u64,
+    /// Seconds that a node which is its own controller keeps the records of each retention class,
+    /// the last for all that follow; 0 for ever, 365 days at most. Space is given back by whole
+    /// segments, so that some are kept for longer.
+    pub retention_s: Vec<u64>,
     /// Seconds for which a segment has been nearly empty when what is kept of it is copied forward.
     pub merge_after_s: u64,
     /// Seconds in which everything stored is read and checked once; 0 for never.
@@ -52,7 +53,7 @@ impl Default for NodeConfig {
             segment_bytes: 256 << 20,
             prefill_bytes: 1 << 30,
             standalone: true,
-            retention_s: 0,
+            retention_s: vec![0],
             merge_after_s: 60,
             scrub_period_s: 7 * 24 * 3600,
             scrub_bytes_per_s: 32 << 20,

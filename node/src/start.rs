@@ -12,6 +12,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use thalweg_wire::control::{NODE_CORES_MAX, NODE_DISKS_MAX};
 use thalweg_wire::error::Refusal;
 use thalweg_wire::ids::{BootId, DiskId};
+use thalweg_wire::limits::RETENTION_CLASSES;
 use thiserror::Error;
 
 use crate::background::{Background, FillJob, JobQueue, RecoverJob};
@@ -24,8 +25,8 @@ use crate::disk::{Disk, DiskError, SegmentFile, open_segment, segment_files, seg
 use crate::io::Errno;
 use crate::io::ring::{RingError, probe};
 use crate::io::wake::Mailbox;
-use crate::log::recovery::RecoveryError;
-use crate::thread::{CoreAtStart, LogAtStart, OpenFile, Told, run_core};
+use crate::log::recovery::{RecoveredLog, RecoveryError};
+use crate::thread::{CoreAtStart, DirectoryAtStart, OpenFile, Told, run_core};
 
 /// Least memory of a core.
 const CORE_MEMORY_MIN_BYTES: u64 = 64 << 20;
@@ -139,9 +140,9 @@ impl Node {
             .iter()
             .map(|dir| Disk::open(dir, config.segment_bytes))
             .collect::<Result<Vec<Disk>, DiskError>>()?;
-        let mut logs = recover_logs(&config, &disks, cores, &background.queue())?;
-        let segments_wanted = segments_wanted(&config, logs.len());
-        prefill(&config, &disks, &mut logs, segments_wanted, &background.queue())?;
+        let mut directories = recover_logs(&config, &disks, cores, &background.queue())?;
+        let segments_wanted = segments_wanted(&config, directories.len());
+        prefill(&config, &disks, &mut directories, segments_wanted, &background.queue())?;
         let (listeners, addresses) = listen(&config, cores)?;
         let boot = BootId(random()?);
         let ports: Vec<u16> = addresses.iter().map(SocketAddr::port).collect();
@@ -156,10 +157,12 @@ impl Node {
             background,
             _locks: disks,
         };
-        let mut logs_of: Vec<Vec<LogAtStart>> = (0..cores).map(|_| Vec::new()).collect();
-        logs.into_iter().for_each(|log| logs_of[log.log as usize % cores].push(log));
+        let mut parts: Vec<Vec<DirectoryAtStart>> = (0..cores).map(|_| Vec::new()).collect();
+        for directory in directories {
+            parts[directory.log as usize % cores].push(directory);
+        }
         let (ready, started) = mpsc::channel();
-        for (core, (listener, logs)) in listeners.into_iter().zip(logs_of).enumerate() {
+        for (core, (listener, directories)) in listeners.into_iter().zip(parts).enumerate() {
             let (mailbox, wake) = Mailbox::new()?;
             let counters = Arc::new(SharedCounters::default());
             let start = CoreAtStart {
@@ -179,7 +182,7 @@ impl Node {
                 },
                 config: config.clone(),
                 placement: placement.clone(),
-                logs,
+                directories,
                 listener,
                 wake,
                 mailbox: mailbox.clone(),
@@ -248,9 +251,13 @@ fn check(config: &NodeConfig) -> Result<usize, StartError> {
     if cores > NODE_CORES_MAX {
         return Err(wrong("cores", cores.to_string(), "0 (one a processor) to 1024"));
     }
-    if config.retention_s > RETENTION_MAX_S {
+    if let Some(retention_s) = config.retention_s.iter().find(|found| **found > RETENTION_MAX_S) {
         let expected = "0 (for ever) to 31536000 (365 days) seconds";
-        return Err(wrong("retention-s", config.retention_s.to_string(), expected));
+        return Err(wrong("retention-s", retention_s.to_string(), expected));
+    }
+    if !(1..=usize::from(RETENTION_CLASSES)).contains(&config.retention_s.len()) {
+        let found = format!("{} values", config.retention_s.len());
+        return Err(wrong("retention-s", found, "1 to 8 values, one for each retention class"));
     }
     if config.merge_after_s > RETENTION_MAX_S {
         let expected = "0 to 31536000 (365 days) seconds";
@@ -308,7 +315,7 @@ fn recover_logs(
     disks: &[Disk],
     cores: usize,
     jobs: &JobQueue,
-) -> Result<Vec<LogAtStart>, StartError> {
+) -> Result<Vec<DirectoryAtStart>, StartError> {
     let mut logs = Vec::new();
     for disk in disks {
         for (log, dir) in (0..).zip(disk.logs(cores)?) {
@@ -337,10 +344,12 @@ fn recover_logs(
                 .recv()
                 .map_err(std::io::Error::other)?
                 .map_err(|source| StartError::Recovery { dir: dir.clone(), source })?;
-            let report = recovered.report;
-            if report.segments > 0 {
+            for RecoveredLog { retention_class, report, .. } in &recovered {
+                if report.segments == 0 {
+                    continue;
+                }
                 tracing::info!(
-                    log = %dir.display(), segments = report.segments, batches = report.batches,
+                    log = %dir.display(), class = retention_class, segments = report.segments, batches = report.batches,
                     scanned_bytes = report.scanned_bytes, dropped_frames = report.dropped_frames,
                     waited_ms = started.elapsed().as_millis() as u64, "recovered a log"
                 );
@@ -352,54 +361,62 @@ fn recover_logs(
                 Ok(OpenFile { descriptor, path: file.path })
             };
             let files = found.into_iter().map(open).collect::<Result<Vec<_>, DiskError>>()?;
-            Ok(LogAtStart { dir, disk, log, recovered, files, next_number })
+            Ok(DirectoryAtStart { dir, disk, log, recovered, files, next_number })
         })
         .collect()
 }
 
-/// Segments that each log has in wait at the start: as many as are configured, and the least.
-fn segments_wanted(config: &NodeConfig, logs: usize) -> usize {
-    let wanted = config.prefill_bytes.div_ceil(config.segment_bytes * logs as u64);
+/// Segments that each directory has in wait at the start: as many as are configured, and the least.
+fn segments_wanted(config: &NodeConfig, directories: usize) -> usize {
+    let wanted = config.prefill_bytes.div_ceil(config.segment_bytes * directories as u64);
     usize::try_from(wanted).unwrap_or(usize::MAX).max(FREE_SEGMENTS_MIN)
 }
 
 /// Without a controller records age by configuration; with one it decides.
-fn retention_ms(config: &NodeConfig) -> Option<u64> {
-    (config.standalone && config.retention_s > 0).then_some(config.retention_s * 1000)
+fn retention_ms(config: &NodeConfig) -> [Option<u64>; RETENTION_CLASSES as usize] {
+    std::array::from_fn(|class| {
+        let retention_s = config.retention_s.get(class).or(config.retention_s.last())?;
+        (config.standalone && *retention_s > 0).then_some(retention_s * 1000)
+    })
 }
 
 fn scrub_period_us(config: &NodeConfig) -> Option<u64> {
     (config.scrub_period_s > 0).then_some(config.scrub_period_s * 1_000_000)
 }
 
-/// Has segments zero-filled until each log has `wanted`. A disk that is full does not keep a node
+/// Has segments zero-filled until each directory has `wanted`, and the least for each log. A disk that is full does not keep a node
 /// from starting that has data there: it serves what it has.
 fn prefill(
     config: &NodeConfig,
     disks: &[Disk],
-    logs: &mut [LogAtStart],
+    directories: &mut [DirectoryAtStart],
     wanted: usize,
     jobs: &JobQueue,
 ) -> Result<(), StartError> {
+    let missing = |directory: &DirectoryAtStart| {
+        let least = FREE_SEGMENTS_MIN * directory.recovered.len();
+        wanted.max(least).saturating_sub(directory.free().len())
+    };
     let mut full = Vec::new();
     for disk in disks {
-        let of_disk = || logs.iter().filter(|log| log.disk == disk.id());
-        let missing: usize =
-            of_disk().map(|log| wanted.saturating_sub(log.recovered.free.len())).sum();
+        let of_disk = || directories.iter().filter(|directory| directory.disk == disk.id());
+        let missing: usize = of_disk().map(missing).sum();
         let space = disk.check_space((missing as u64).saturating_mul(config.segment_bytes));
         let Err(error) = space else { continue };
-        if !of_disk().all(LogAtStart::can_do_without_space) {
+        if !of_disk().all(DirectoryAtStart::can_do_without_space) {
             return Err(error.into());
         }
         tracing::warn!(%error, "the node starts with what is there; writes may be refused");
         full.push(disk.id());
     }
     let mut waiting = Vec::new();
-    let fillable = |log: &LogAtStart| !full.contains(&log.disk);
-    for (place, log) in logs.iter_mut().enumerate().filter(|(_, log)| fillable(log)) {
-        for _ in log.recovered.free.len()..wanted {
+    for (place, directory) in directories.iter_mut().enumerate() {
+        if full.contains(&directory.disk) {
+            continue;
+        }
+        for _ in 0..missing(directory) {
             let (done, outcome) = mpsc::channel();
-            let path = segment_path(&log.dir, log.next_number);
+            let path = segment_path(&directory.dir, directory.next_number);
             jobs.fill(FillJob {
                 path: path.clone(),
                 bytes: config.segment_bytes,
@@ -408,24 +425,23 @@ fn prefill(
                     let _ = done.send(filled);
                 }),
             });
-            log.next_number += 1;
+            directory.next_number += 1;
             waiting.push((place, path, outcome));
         }
     }
     for (place, path, outcome) in waiting {
-        let log = &mut logs[place];
+        let directory = &mut directories[place];
         let filled = outcome.recv().map_err(std::io::Error::other)?;
         let descriptor = match filled {
             Ok(descriptor) => descriptor,
             // What was counted as free went elsewhere, or to the file system's own tables.
-            Err(errno) if errno == Errno::NO_SPACE && log.can_do_without_space() => {
-                tracing::warn!(log = %log.dir.display(), "no space for another segment");
+            Err(errno) if errno == Errno::NO_SPACE && directory.can_do_without_space() => {
+                tracing::warn!(log = %directory.dir.display(), "no space for another segment");
                 continue;
             }
-            Err(errno) => return Err(StartError::Fill { dir: log.dir.clone(), errno }),
+            Err(errno) => return Err(StartError::Fill { dir: directory.dir.clone(), errno }),
         };
-        log.recovered.free.push(log.files.len());
-        log.files.push(OpenFile { descriptor, path });
+        directory.add_free(OpenFile { descriptor, path });
     }
     Ok(())
 }
@@ -471,7 +487,13 @@ mod tests {
         assert!(refusal(|config| config.segment_bytes = 5 << 30).starts_with("segment-bytes"));
         assert!(refusal(|config| config.segment_bytes += 1).starts_with("segment-bytes"));
         assert!(refusal(|config| config.connections_per_core_max = 0).starts_with("connections"));
-        assert!(refusal(|config| config.retention_s = u64::MAX).starts_with("retention-s"));
+        assert!(
+            refusal(|config| config.retention_s = vec![0, u64::MAX]).starts_with("retention-s")
+        );
+        assert!(
+            refusal(|config| config.retention_s = vec![]).starts_with("retention-s is 0 values")
+        );
+        assert!(refusal(|config| config.retention_s = vec![1; 9]).starts_with("retention-s is 9"));
         assert!(refusal(|config| config.merge_after_s = u64::MAX).starts_with("merge-after-s"));
         assert!(refusal(|config| config.scrub_period_s = u64::MAX).starts_with("scrub-period-s"));
         assert!(refusal(|config| config.scrub_bytes_per_s = 0).starts_with("scrub-bytes-per-s"));

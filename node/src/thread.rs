@@ -1,15 +1,14 @@
 //! A core's thread: pinned, with a clock, a mailbox and the files of its logs. What the core asks
 //! for becomes work of the background; what came of it comes back through the mailbox.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use thalweg_wire::error::ErrorCode;
-use thalweg_wire::ids::DiskId;
+use thalweg_wire::ids::{BootId, DiskId};
 
 use crate::background::{FillJob, JobQueue, MergeTask, ScrubTask};
 use crate::config::NodeConfig;
@@ -48,22 +47,78 @@ pub(crate) struct OpenFile {
     pub(crate) path: PathBuf,
 }
 
-/// A log on its way to its core.
-pub(crate) struct LogAtStart {
+/// A directory with its logs, on its way to its core.
+pub(crate) struct DirectoryAtStart {
     pub(crate) dir: PathBuf,
     pub(crate) disk: DiskId,
     pub(crate) log: u32,
-    pub(crate) recovered: RecoveredLog,
-    /// Every segment's file by its place in the recovered list.
+    /// One for each retention class in use; that of class 0 comes first and has the free files.
+    pub(crate) recovered: Vec<RecoveredLog>,
+    /// Every segment's file by its place in the recovered lists.
     pub(crate) files: Vec<OpenFile>,
     pub(crate) next_number: u32,
 }
 
-impl LogAtStart {
+impl DirectoryAtStart {
     /// Whether it has something to serve, or a segment to write to.
     pub(crate) fn can_do_without_space(&self) -> bool {
-        !self.recovered.sealed.is_empty() || !self.recovered.free.is_empty()
+        self.recovered.iter().any(|log| !log.sealed.is_empty() || !log.free.is_empty())
     }
+
+    /// Files that are nobody's.
+    pub(crate) fn free(&self) -> &[usize] {
+        &self.recovered[0].free
+    }
+
+    /// Takes a zero-filled file in.
+    pub(crate) fn add_free(&mut self, file: OpenFile) {
+        self.recovered[0].free.push(self.files.len());
+        self.files.push(file);
+    }
+
+    /// Opens its files in the ring, and its logs, which are numbered on from `first_index`.
+    fn open(
+        self,
+        ring: &mut Ring,
+        config: &NodeConfig,
+        boot: BootId,
+        first_index: u32,
+    ) -> Result<(Vec<Log>, HashMap<FileId, OpenFile>), std::io::Error> {
+        let places = (self.files.iter())
+            .map(|file| ring.add_file(&file.descriptor))
+            .collect::<Result<Vec<FileId>, std::io::Error>>()?;
+        let mut free: VecDeque<FileId> =
+            self.recovered[0].free.iter().map(|place| places[*place]).collect();
+        let mut logs = Vec::with_capacity(self.recovered.len());
+        for (index, recovered) in (first_index..).zip(self.recovered) {
+            let identity = LogIdentity {
+                index,
+                disk: self.disk,
+                log: self.log,
+                retention_class: recovered.retention_class,
+                segment_bytes: config.segment_bytes,
+                boot,
+            };
+            let mut log = Log::new(identity, recovered.into_state(|place| places[place]));
+            // One for each to begin with; the first lends what it has more.
+            match free.pop_front() {
+                Some(file) => log.add_free(FreeSegment { file }),
+                None => log.set_no_space(),
+            }
+            logs.push(log);
+        }
+        free.into_iter().for_each(|file| logs[0].add_free(FreeSegment { file }));
+        Ok((logs, places.into_iter().zip(self.files).collect()))
+    }
+}
+
+/// The files of a directory in which a core has logs.
+struct Directory {
+    dir: PathBuf,
+    disk: DiskId,
+    log: u32,
+    /// Of the next file.
+    next_number: u32,
 }
 
 /// What a core's thread is started with.
@@ -71,7 +126,7 @@ pub(crate) struct CoreAtStart {
     pub(crate) settings: CoreSettings,
     pub(crate) config: NodeConfig,
     pub(crate) placement: Arc<Placement>,
-    pub(crate) logs: Vec<LogAtStart>,
+    pub(crate) directories: Vec<DirectoryAtStart>,
     pub(crate) listener: OwnedFd,
     pub(crate) wake: OwnedFd,
     pub(crate) mailbox: Arc<Mailbox<Told>>,
@@ -118,8 +173,7 @@ struct CoreThread {
     mailbox: Arc<Mailbox<Told>>,
     counters: Arc<SharedCounters>,
     jobs: Arc<JobQueue>,
-    /// Directory of each log, and the number of its next file.
-    log_files: Vec<(PathBuf, Arc<AtomicU32>)>,
+    directories: Vec<Directory>,
     /// Files that the ring's table refers to; kept open.
     files: HashMap<FileId, OpenFile>,
     segment_bytes: u64,
@@ -142,30 +196,15 @@ impl CoreThread {
         let mut ring = Ring::new(arena, start.listener, start.wake, connections)?;
         let mut files = HashMap::new();
         let mut logs = Vec::new();
-        let mut log_files = Vec::new();
-        for (index, log) in (0..).zip(start.logs) {
-            let places = log
-                .files
-                .iter()
-                .map(|file| ring.add_file(&file.descriptor))
-                .collect::<Result<Vec<FileId>, std::io::Error>>()?;
-            files.extend(places.iter().copied().zip(log.files));
-            let identity = LogIdentity {
-                index,
-                disk: log.disk,
-                log: log.log,
-                segment_bytes: start.config.segment_bytes,
-                boot: start.settings.boot,
-            };
-            let free = log.recovered.free.clone();
-            let state = log.recovered.into_state(|place| places[place]);
-            let mut opened = Log::new(identity, state);
-            if free.is_empty() {
-                opened.set_no_space();
-            }
-            free.into_iter().for_each(|place| opened.add_free(FreeSegment { file: places[place] }));
-            logs.push(opened);
-            log_files.push((log.dir, Arc::new(AtomicU32::new(log.next_number))));
+        let mut directories = Vec::new();
+        for directory in start.directories {
+            let DirectoryAtStart { disk, log, next_number, .. } = directory;
+            directories.push(Directory { dir: directory.dir.clone(), disk, log, next_number });
+            let first_index = logs.len() as u32;
+            let opened = directory.open(&mut ring, &start.config, start.settings.boot, first_index);
+            let (opened, opened_files) = opened?;
+            logs.extend(opened);
+            files.extend(opened_files);
         }
         let core = Core::new(ring, start.settings, start.placement, logs, clock.now());
         let mut thread = CoreThread {
@@ -173,7 +212,7 @@ impl CoreThread {
             mailbox: start.mailbox,
             counters: start.counters,
             jobs: start.jobs,
-            log_files,
+            directories,
             files,
             segment_bytes: start.config.segment_bytes,
             scrub_bytes_per_s: start.config.scrub_bytes_per_s,
@@ -280,10 +319,12 @@ impl CoreThread {
     }
 
     fn fill_segment(&mut self, log: u32) {
-        let (dir, next_number) = &self.log_files[log as usize];
-        let number = next_number.fetch_add(1, Ordering::Relaxed);
+        let LogIdentity { disk, log: number, .. } = *self.core.logs()[log as usize].identity();
+        let is_its = |directory: &&mut Directory| (directory.disk, directory.log) == (disk, number);
+        let directory = self.directories.iter_mut().find(is_its).expect("a log has a directory");
+        let path = segment_path(&directory.dir, directory.next_number);
+        directory.next_number += 1;
         let mailbox = self.mailbox.clone();
-        let path = segment_path(dir, number);
         self.jobs.fill(FillJob {
             path: path.clone(),
             bytes: self.segment_bytes,

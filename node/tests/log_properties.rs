@@ -504,12 +504,13 @@ impl Rig {
 /// Recovers the log and goes on; answers where it ended.
 fn start(disk: &SimDisk, boot: u64, seed: u64) -> (Lsn, (SimIo, Log)) {
     let recovered = ready(recover(disk, DISK, 0, SEGMENT_BYTES));
-    let recovered = recovered.expect("what a crash leaves can be read");
+    let recovered = recovered.expect("what a crash leaves can be read").remove(0);
     let (end, free) = (recovered.end, recovered.free.clone());
     let identity = LogIdentity {
         index: 0,
         disk: DISK,
         log: 0,
+        retention_class: 0,
         segment_bytes: SEGMENT_BYTES,
         boot: BootId(boot),
     };

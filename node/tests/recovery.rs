@@ -62,7 +62,7 @@ fn recovered(files: &[&SegmentFile]) -> Result<RecoveredLog, RecoveryError> {
     let files = Files { files: RefCell::new(files), reads: Cell::new(0) };
     let future = pin!(recover(&files, DISK, 0, segment_bytes));
     match future.poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(result) => result,
+        Poll::Ready(result) => result.map(|mut logs| logs.remove(0)),
         Poll::Pending => panic!("files in memory never let wait"),
     }
 }

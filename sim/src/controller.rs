@@ -104,7 +104,7 @@ impl Controller {
         }
         for shard in 0..self.shards.len() {
             if self.shards[shard].step != Step::Rest && !self.shards[shard].asked {
-                self.ask_step(cores, routes, shard as u32);
+                self.ask_step(cores, routes, history, shard as u32);
             }
         }
     }
@@ -132,7 +132,13 @@ impl Controller {
         self.ask(cores, routes[shard as usize], FrameKind::TrimShard, &trim.encode(), command);
     }
 
-    fn ask_step(&mut self, cores: &mut [Core<SimIo>], routes: &[usize], shard: u32) {
+    fn ask_step(
+        &mut self,
+        cores: &mut [Core<SimIo>],
+        routes: &[usize],
+        history: &History,
+        shard: u32,
+    ) {
         let Shard { step, epoch, .. } = self.shards[shard as usize];
         let extent = ExtentId { shard: shard_id(shard), epoch: Epoch(epoch) };
         // Each recovery has the number of the extent that it ends: a later one is never lower.
@@ -140,7 +146,8 @@ impl Controller {
         let (kind, payload) = match step {
             Step::Rest => return,
             Step::Open { first_offset } => {
-                (FrameKind::OpenExtent, open(extent, first_offset).encode().to_vec())
+                let open = open(extent, first_offset, history.classes);
+                (FrameKind::OpenExtent, open.encode().to_vec())
             }
             Step::Fence => {
                 let fence = FenceExtent { extent, recovery_epoch };
@@ -243,8 +250,11 @@ fn passes(code: ErrorCode) -> bool {
     )
 }
 
-fn open(extent: ExtentId, first_offset: u64) -> OpenExtent {
+fn open(extent: ExtentId, first_offset: u64, classes: u8) -> OpenExtent {
     OpenExtent {
+        // Most extents of a shard are of another class than the one before.
+        retention_class: ((u64::from(extent.shard.index) + extent.epoch.0) % u64::from(classes))
+            as u8,
         // Accounts of several shards each.
         account: u64::from(extent.shard.index % 3),
         ..OpenExtent::alone(extent, HashRange::FULL, Offset(first_offset))

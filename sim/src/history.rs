@@ -36,6 +36,8 @@ pub struct History {
     pub keeper: bool,
     /// A shard's extent is fenced, sealed and followed by another once in so many turns.
     pub fences: u64,
+    /// Retention classes in use.
+    pub classes: u8,
     /// Segments that fit on the disks, for a while.
     pub segments_max: Option<u64>,
     /// A bit of what rests flips once in so many turns.
@@ -64,6 +66,7 @@ impl History {
             trims: 0,
             keeper: false,
             fences: 0,
+            classes: 1,
             segments_max: None,
             bit_flips: 0,
             misdirected_writes: 0,
@@ -95,6 +98,8 @@ impl History {
         let bit_flips = fault(6, (20, 400));
         let misdirected_writes = fault(12, (100, 2000));
         let segments_max = fault(4, (6, 16));
+        // A shard's class changes from one extent to the next.
+        let classes = if random.once_in(3) { 2 + random.below(2) as u8 } else { 1 };
         History {
             cores_max: 1 + random.below(3),
             disks: 1 + random.below(2),
@@ -108,7 +113,8 @@ impl History {
             broken_connections,
             trims,
             keeper: random.once_in(2),
-            fences,
+            fences: if classes > 1 { fences.max(20) } else { fences },
+            classes,
             // Without trims a full disk stays full.
             segments_max: (segments_max > 0 && trims > 0).then_some(segments_max),
             bit_flips,
@@ -172,6 +178,8 @@ pub struct Outcome {
     pub full: u64,
     /// Segments at the end.
     pub segments: u64,
+    /// Logs at the end: one for each retention class in use in each directory.
+    pub logs: u64,
     /// Operations submitted.
     pub operations: u64,
     /// A hash of all that happened, in order.
@@ -201,6 +209,7 @@ impl Outcome {
             (&mut self.refused_starts, other.refused_starts),
             (&mut self.full, other.full),
             (&mut self.segments, other.segments),
+            (&mut self.logs, other.logs),
             (&mut self.operations, other.operations),
         ];
         for (sum, part) in fields {

@@ -61,6 +61,8 @@ pub(crate) struct SimReader {
     correlation: u64,
     /// It came to something damaged, and reads no further.
     stopped: bool,
+    /// It ends its connection and begins again.
+    leaves: bool,
     random: SimRandom,
 }
 
@@ -77,6 +79,7 @@ impl SimReader {
             credit: 0,
             correlation: number,
             stopped: false,
+            leaves: false,
             random,
         }
     }
@@ -107,6 +110,11 @@ impl SimReader {
             Some(frames) => {
                 for (header, payload) in frames {
                     self.take(&header, &payload, history, (model, outcome));
+                }
+                if std::mem::take(&mut self.leaves) {
+                    // A connection that nobody ends is one of those that a core may have.
+                    self.link.take().expect("frames came from it").end(cores);
+                    return;
                 }
                 self.ask(cores);
             }
@@ -229,9 +237,9 @@ impl SimReader {
                     self.stopped = true;
                 }
             }
-            ErrorCode::BeyondEnd if history.may_lose() => self.link = None,
+            ErrorCode::BeyondEnd if history.may_lose() => self.leaves = true,
             // Not opened yet.
-            ErrorCode::UnknownShard => self.link = None,
+            ErrorCode::UnknownShard => self.leaves = true,
             ErrorCode::Overloaded => {}
             _ => panic!("shard {}: {refusal}", self.shard),
         }

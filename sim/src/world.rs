@@ -67,8 +67,8 @@ pub fn play(history: &History) -> Outcome {
     world.outcome
 }
 
-/// A log as it outlives the node: its disk, its number there, its files.
-struct LogFilesOf {
+/// A directory of logs as it outlives the node: its disk, its number there, its files.
+struct Directory {
     disk: DiskId,
     number: u32,
     files: Rc<RefCell<Vec<FileId>>>,
@@ -81,10 +81,8 @@ struct World {
     faults: History,
     random: SimRandom,
     disk: SimDisk,
-    logs: Vec<LogFilesOf>,
+    directories: Vec<Directory>,
     cores: Vec<Core<SimIo>>,
-    /// Of each core, its logs by their places in `logs`.
-    logs_of: Vec<Vec<usize>>,
     background: Background,
     segments_max: Rc<Cell<u64>>,
     now_us: u64,
@@ -112,9 +110,8 @@ impl World {
         World {
             random,
             disk: SimDisk::default(),
-            logs: Vec::new(),
+            directories: Vec::new(),
             cores: Vec::new(),
-            logs_of: Vec::new(),
             background: Background::default(),
             segments_max: Rc::new(Cell::new(history.segments_max.unwrap_or(u64::MAX))),
             now_us: 1_000_000,
@@ -151,11 +148,11 @@ impl World {
     fn start(&mut self) -> bool {
         self.boot += 1;
         let cores = 1 + self.random.below(self.history.cores_max) as usize;
-        self.make_logs(cores);
+        self.make_directories(cores);
         let mut recovered = Vec::new();
-        for place in 0..self.logs.len() {
+        for place in 0..self.directories.len() {
             match self.recover(place) {
-                Some(log) => recovered.push(log),
+                Some(logs) => recovered.push(logs),
                 None => {
                     self.outcome.refused_starts += 1;
                     return false;
@@ -165,12 +162,10 @@ impl World {
         let placement = Arc::new(Placement::default());
         let disks: Vec<DiskId> = (0..self.history.disks).map(disk_id).collect();
         let mut logs: Vec<Vec<Log>> = (0..cores).map(|_| Vec::new()).collect();
-        self.logs_of = vec![Vec::new(); cores];
         for (place, recovered) in recovered.into_iter().enumerate() {
-            let core = self.logs[place].number as usize % cores;
-            let log = self.log(place, logs[core].len() as u32, recovered);
-            logs[core].push(log);
-            self.logs_of[core].push(place);
+            let core = self.directories[place].number as usize % cores;
+            let opened = self.open_logs(place, logs[core].len() as u32, recovered);
+            logs[core].extend(opened);
         }
         let errors = self.history.disk_errors;
         let faults = SimFaults {
@@ -193,7 +188,7 @@ impl World {
                 in_flight_bytes_max: IN_FLIGHT_BYTES,
                 free_segments_min: FREE_SEGMENTS_MIN,
                 free_segments_max: FREE_SEGMENTS_MAX,
-                retention_ms: None,
+                retention_ms: Default::default(),
                 merge_after_us: 1_000_000,
                 scrub_period_us: Some(3_000_000),
             };
@@ -207,24 +202,32 @@ impl World {
         true
     }
 
-    /// Every disk has a log for each core at least.
-    fn make_logs(&mut self, cores: usize) {
+    /// Every disk has a directory for each core at least.
+    fn make_directories(&mut self, cores: usize) {
         for disk in (0..self.history.disks).map(disk_id) {
-            let there = self.logs.iter().filter(|log| log.disk == disk).count();
+            let there = self.directories.iter().filter(|there| there.disk == disk).count();
             for number in there..cores {
                 let files = Rc::new(RefCell::new(Vec::new()));
-                self.logs.push(LogFilesOf { disk, number: number as u32, files });
+                self.directories.push(Directory { disk, number: number as u32, files });
             }
         }
     }
 
-    /// Reads a log, with all the power failures that come between.
-    fn recover(&mut self, place: usize) -> Option<RecoveredLog> {
+    /// The files of the directory that this log of a core is in.
+    fn files_of(&self, core: usize, log: u32) -> Rc<RefCell<Vec<FileId>>> {
+        let log = self.cores[core].logs()[log as usize].identity();
+        let is_its =
+            |directory: &&Directory| (directory.disk, directory.number) == (log.disk, log.log);
+        self.directories.iter().find(is_its).expect("a log has a directory").files.clone()
+    }
+
+    /// Reads the logs of a directory, with all the power failures that come between.
+    fn recover(&mut self, place: usize) -> Option<Vec<RecoveredLog>> {
         loop {
             let cut = self.random.once_in(self.history.cut_recoveries);
             let steps = if cut { self.random.below(40) } else { u64::MAX };
-            let LogFilesOf { disk, number, .. } = self.logs[place];
-            let files = self.logs[place].files.borrow().clone();
+            let Directory { disk, number, .. } = self.directories[place];
+            let files = self.directories[place].files.borrow().clone();
             let files = self.files(Some(files), 0, 0);
             let recovery = pin!(recover(&files, disk, number, SEGMENT_BYTES));
             match drive(recovery, steps) {
@@ -241,30 +244,46 @@ impl World {
         }
     }
 
-    fn log(&mut self, place: usize, index: u32, recovered: RecoveredLog) -> Log {
-        let files = self.logs[place].files.clone();
+    fn open_logs(
+        &mut self,
+        place: usize,
+        first_index: u32,
+        recovered: Vec<RecoveredLog>,
+    ) -> Vec<Log> {
+        let files = self.directories[place].files.clone();
         let named = files.borrow().clone();
-        let mut free: Vec<FileId> = recovered.free.iter().map(|file| named[*file]).collect();
-        for unfinished in &recovered.unfinished {
+        let mut free: Vec<FileId> = recovered[0].free.iter().map(|file| named[*file]).collect();
+        for unfinished in &recovered[0].unfinished {
             let file = named[*unfinished];
             files.borrow_mut().retain(|known| *known != file);
         }
-        let state = recovered.into_state(|file| named[file]);
-        // One at least: on a full disk an operator makes room for it.
-        while free.len() < FREE_SEGMENTS_MIN {
-            if !free.is_empty() && count_segments(&self.disk) >= self.segments_max.get() {
+        // One for each at least: on a full disk an operator makes room for it.
+        while free.len() < FREE_SEGMENTS_MIN.max(recovered.len()) {
+            let is_full = count_segments(&self.disk) >= self.segments_max.get();
+            if free.len() >= recovered.len() && is_full {
                 break;
             }
             let file = self.disk.add_file(SEGMENT_BYTES);
             files.borrow_mut().push(file);
             free.push(file);
         }
-        let LogFilesOf { disk, number, .. } = self.logs[place];
-        let boot = BootId(self.boot);
-        let identity = LogIdentity { index, disk, log: number, segment_bytes: SEGMENT_BYTES, boot };
-        let mut log = Log::new(identity, state);
-        free.into_iter().for_each(|file| log.add_free(FreeSegment { file }));
-        log
+        let Directory { disk, number, .. } = self.directories[place];
+        let mut logs = Vec::new();
+        for (index, recovered) in (first_index..).zip(recovered) {
+            let identity = LogIdentity {
+                index,
+                disk,
+                log: number,
+                retention_class: recovered.retention_class,
+                segment_bytes: SEGMENT_BYTES,
+                boot: BootId(self.boot),
+            };
+            let mut log = Log::new(identity, recovered.into_state(|file| named[file]));
+            log.add_free(FreeSegment { file: free.pop().expect("one for each") });
+            logs.push(log);
+        }
+        free.into_iter().for_each(|file| logs[0].add_free(FreeSegment { file }));
+        logs
     }
 
     fn check_start(&mut self) {
@@ -351,7 +370,7 @@ impl World {
         let errors = self.history.disk_errors;
         match request {
             CoreRequest::FillSegment { log } => {
-                let files = self.logs[self.logs_of[core][log as usize]].files.clone();
+                let files = self.files_of(core, log);
                 let (disk, segments_max) = (self.disk.clone(), self.segments_max.clone());
                 self.background.start(core, async move {
                     next_step().await;
@@ -364,7 +383,7 @@ impl World {
                 });
             }
             CoreRequest::RemoveSegment { log, file } => {
-                let files = self.logs[self.logs_of[core][log as usize]].files.clone();
+                let files = self.files_of(core, log);
                 let disk = self.disk.clone();
                 self.background.start(core, async move {
                     next_step().await;
@@ -465,7 +484,8 @@ impl World {
         }
         let logs = || self.cores.iter().flat_map(|core| core.logs());
         self.outcome.segments = logs().map(|log| log.sealed_count() as u64).sum();
-        let allowed = self.outcome.segments + logs().count() as u64 * 10;
+        self.outcome.logs = logs().count() as u64;
+        let allowed = self.outcome.segments + self.outcome.logs * 10;
         let files = count_segments(&self.disk);
         assert!(files <= allowed, "{files} segments on the disks, {allowed} allowed");
     }

@@ -115,6 +115,21 @@ fn a_fenced_extent_ends_where_it_was_said_to() {
 }
 
 #[test]
+fn extents_of_another_retention_class_follow_in_another_log() {
+    let sum = sum(60, |seed| History {
+        classes: 3,
+        fences: 12,
+        trims: 8,
+        crash_every: if seed % 2 == 0 { 0 } else { 200 },
+        cut_recoveries: 4,
+        batches: 250,
+        ..History::calm(seed)
+    });
+    assert!(sum.fences > 300 && sum.trims > 300, "{sum:?}");
+    assert!(sum.logs > 150, "most have all three classes in the end: {sum:?}");
+}
+
+#[test]
 fn damage_is_refused_and_never_served() {
     let sum = sum(60, |seed| History {
         bit_flips: 20,

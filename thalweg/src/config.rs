@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use thalweg_node::NodeConfig;
 use thiserror::Error;
 
@@ -76,10 +76,12 @@ struct RawConfig {
     standalone: Option<bool>,
 
     /// Seconds that a node which is its own controller keeps records, 1 to 31536000 (365 days), or
-    /// 0 for ever. Space is given back by whole segments: some records are kept for longer
+    /// 0 for ever; one value for each retention class from 0 to 7, separated by commas, the last for
+    /// all that follow. Space is given back by whole segments: some records are kept for longer
     /// [default: 0]
-    #[arg(long, env = "THALWEG_RETENTION_S", value_name = "SECONDS")]
-    retention_s: Option<u64>,
+    #[arg(long, env = "THALWEG_RETENTION_S", value_name = "SECONDS", value_delimiter = ',')]
+    #[serde(default, deserialize_with = "one_or_many")]
+    retention_s: Option<Vec<u64>>,
 
     /// Seconds for which a segment has been nearly empty when what is kept of it is copied forward,
     /// 0 to 31536000 [default: 60]
@@ -211,6 +213,21 @@ impl RawConfig {
     }
 }
 
+/// A number, or a list of them.
+fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<u64>>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "seconds, or a list of them")]
+    enum OneOrMany {
+        One(u64),
+        Many(Vec<u64>),
+    }
+    let found = OneOrMany::deserialize(deserializer)?;
+    Ok(Some(match found {
+        OneOrMany::One(value) => vec![value],
+        OneOrMany::Many(values) => values,
+    }))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -257,7 +274,7 @@ mod tests {
             ("segment-bytes", Size(default.segment_bytes).to_string()),
             ("prefill-bytes", Size(default.prefill_bytes).to_string()),
             ("standalone", default.standalone.to_string()),
-            ("retention-s", default.retention_s.to_string()),
+            ("retention-s", default.retention_s[0].to_string()),
             ("merge-after-s", default.merge_after_s.to_string()),
             ("scrub-period-s", default.scrub_period_s.to_string()),
             ("scrub-bytes-per-s", Size(default.scrub_bytes_per_s).to_string()),
@@ -288,7 +305,7 @@ mod tests {
             segment_bytes: 64 << 20,
             prefill_bytes: 0,
             standalone: false,
-            retention_s: 60,
+            retention_s: vec![60],
             merge_after_s: 5,
             scrub_period_s: 0,
             scrub_bytes_per_s: 1 << 20,

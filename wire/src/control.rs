@@ -65,7 +65,7 @@ pub struct OpenExtent {
     pub shard_created_s: u64,
     /// Write limits; none for raw benchmarks.
     pub limits: Option<ShardLimits>,
-    /// Retention class: extents of one class share segments.
+    /// Retention class, below [`limits::RETENTION_CLASSES`]: extents of one class share segments.
     pub retention_class: u8,
     /// Copies of each batch, and how many are durable before an ack: (1,1), (2,2) or (3,2).
     pub copies: u8,
@@ -134,6 +134,10 @@ impl OpenExtent {
             || open.extent.epoch.0 > limits::COMMAND_EPOCH_MAX
         {
             let what = "the first offset or the epoch is above 2^62";
+            return Err(FrameError::Payload { kind: FrameKind::OpenExtent, what });
+        }
+        if open.retention_class >= limits::RETENTION_CLASSES {
+            let what = "there is no such retention class";
             return Err(FrameError::Payload { kind: FrameKind::OpenExtent, what });
         }
         Ok(open)
@@ -533,7 +537,7 @@ mod tests {
             first_offset: Offset(6),
             shard_created_s: 7,
             limits: Some(ShardLimits::KINESIS),
-            retention_class: 8,
+            retention_class: limits::RETENTION_CLASSES - 1,
             copies: 3,
             acks: 2,
             replicas: [DiskId([9; 16]), DiskId([10; 16]), DiskId([11; 16])],

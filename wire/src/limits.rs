@@ -50,6 +50,9 @@ pub const EPOCH_MAX: u64 = 1 << 63;
 /// Highest epoch under which a command opens an extent: no node starts as often as it takes to get
 /// from here to [`EPOCH_MAX`].
 pub const COMMAND_EPOCH_MAX: u64 = 1 << 62;
+/// Retention classes, from 0: what is kept for about as long lies together on disk, in segments of
+/// its own. Each class that a core uses costs it an open segment and an index in memory.
+pub const RETENTION_CLASSES: u8 = 8;
 /// Replicas of an extent (design: (3,2) is the largest layout).
 pub const REPLICAS_MAX: usize = 3;
 

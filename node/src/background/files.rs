@@ -92,14 +92,14 @@ impl LogFiles for GlommioFiles {
     }
 }
 
-/// Reads a log and tells the outcome.
+/// Reads the logs of a directory and tells the outcome.
 pub(super) async fn recover(job: RecoverJob) {
     let outcome = recover_in(&job).await;
     // Who asked may have given up; then nobody needs to know.
     let _ = job.done.send(outcome);
 }
 
-async fn recover_in(job: &RecoverJob) -> Result<RecoveredLog, RecoveryError> {
+async fn recover_in(job: &RecoverJob) -> Result<Vec<RecoveredLog>, RecoveryError> {
     let files = GlommioFiles::open(&job.log_dir).await?;
     let recovered = read_log(&files, job.disk, job.log, job.segment_bytes).await;
     files.close().await;

@@ -28,9 +28,9 @@ use crate::log::recovery::{RecoveredLog, RecoveryError};
 pub use files::GlommioFiles;
 pub use upkeep::{MergeTask, ScrubTask};
 
-/// Reads a log after whatever ended it.
+/// Reads the logs of a directory after whatever ended them.
 pub struct RecoverJob {
-    /// The log's directory.
+    /// The directory.
     pub log_dir: PathBuf,
     /// The disk it is on.
     pub disk: DiskId,
@@ -39,7 +39,7 @@ pub struct RecoverJob {
     /// Bytes of its segments.
     pub segment_bytes: u64,
     /// Takes the outcome.
-    pub done: mpsc::Sender<Result<RecoveredLog, RecoveryError>>,
+    pub done: mpsc::Sender<Result<Vec<RecoveredLog>, RecoveryError>>,
 }
 
 /// Fills a file with zeroes and makes it durable.
@@ -70,7 +70,7 @@ pub struct JobQueue {
 }
 
 impl JobQueue {
-    /// Reads a log.
+    /// Reads the logs of a directory.
     pub fn recover(&self, job: RecoverJob) {
         self.push(Job::Recover(job));
     }

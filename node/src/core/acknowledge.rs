@@ -15,6 +15,7 @@ use super::admission::Admitted;
 use super::connection::ConnectionKey;
 use super::machine::Core;
 use crate::io::Io;
+use crate::log::segments::Log;
 
 /// A produce frame on its way to its answer.
 #[derive(Debug)]
@@ -53,8 +54,18 @@ pub struct Pending {
 
 #[derive(Debug)]
 enum Waiting {
-    Batch { produce: u32, item: u32, admitted: Admitted },
-    Control { connection: ConnectionKey, correlation: u64, answer: ControlAnswer },
+    Batch {
+        produce: u32,
+        item: u32,
+        admitted: Admitted,
+    },
+    Control {
+        connection: ConnectionKey,
+        correlation: u64,
+        answer: ControlAnswer,
+        /// Logs to wait for after this one.
+        others: Vec<u32>,
+    },
 }
 
 impl<I: Io> Core<I> {
@@ -64,11 +75,13 @@ impl<I: Io> Core<I> {
         self.pending[admitted.log as usize].push_back(Pending { lsn: admitted.lsn, what });
     }
 
-    /// Lets the answer of a command wait for what it reveals.
+    /// Lets the answer of a command wait for what it reveals: for a position of one log, and for
+    /// all that was appended to the `others`.
     pub(super) fn answer_when_durable(
         &mut self,
         log: u32,
         lsn: Lsn,
+        others: Vec<u32>,
         connection: ConnectionKey,
         correlation: u64,
         answer: ControlAnswer,
@@ -76,7 +89,7 @@ impl<I: Io> Core<I> {
         if let Some(connection) = self.connection(connection) {
             connection.requests += 1;
         }
-        let what = Waiting::Control { connection, correlation, answer };
+        let what = Waiting::Control { connection, correlation, answer, others };
         self.pending[log as usize].push_back(Pending { lsn, what });
     }
 
@@ -102,8 +115,19 @@ impl<I: Io> Core<I> {
                     };
                     self.decide(produce, item, ack);
                 }
-                Waiting::Control { connection, correlation, mut answer } => {
-                    if !committed {
+                Waiting::Control { connection, correlation, mut answer, mut others } => {
+                    let logs = &self.logs;
+                    let lacks = |log: &Log| log.durable() < log.appended();
+                    others.retain(|log| lacks(&logs[*log as usize]));
+                    let next = others.pop();
+                    let next_failed = next.is_some_and(|log| logs[log as usize].failed().is_some());
+                    if let Some(next) = next.filter(|_| committed && !next_failed) {
+                        let lsn = self.logs[next as usize].appended();
+                        let what = Waiting::Control { connection, correlation, answer, others };
+                        self.pending[next as usize].push_back(Pending { lsn, what });
+                        continue;
+                    }
+                    if !committed || next_failed {
                         answer.status = Err(ErrorCode::LogFailed.into());
                     }
                     self.answer_control(connection, correlation, &answer);

@@ -10,7 +10,7 @@ use thalweg_wire::control::{
 };
 use thalweg_wire::error::{ErrorCode, Refusal};
 use thalweg_wire::frame::{FrameError, FrameHeader, FrameKind};
-use thalweg_wire::ids::{DiskId, Epoch, ExtentId, Lsn, Offset};
+use thalweg_wire::ids::{Epoch, ExtentId, Lsn, Offset};
 use thalweg_wire::limits;
 
 use super::connection::ConnectionKey;
@@ -27,6 +27,8 @@ struct Obeyed {
     epoch: Epoch,
     earliest: Offset,
     end: Offset,
+    /// Other logs that it was appended to as well.
+    others: Vec<u32>,
 }
 
 impl<I: Io> Core<I> {
@@ -53,7 +55,8 @@ impl<I: Io> Core<I> {
             Err(error) => self.refuse_connection(key, error.refusal()),
             Ok(Ok(obeyed)) => {
                 let answer = answer(Ok(()), obeyed.epoch, obeyed.earliest, obeyed.end);
-                self.answer_when_durable(obeyed.log, obeyed.lsn, key, header.correlation, answer);
+                let Obeyed { log, lsn, others, .. } = obeyed;
+                self.answer_when_durable(log, lsn, others, key, header.correlation, answer);
             }
             Ok(Err(refusal)) => {
                 self.counters.refusals += 1;
@@ -112,7 +115,7 @@ impl<I: Io> Core<I> {
         if let Some(shard) = self.shards.find(id.shard) {
             return self.open_again(shard, open);
         }
-        let log = self.log_for(&open.replicas)?;
+        let log = self.log_for(&open.replicas, open.retention_class)?;
         self.logs[log as usize].check_extents()?;
         let owner = self.placement.claim(id.shard, self.settings.core);
         if owner != self.settings.core {
@@ -131,7 +134,7 @@ impl<I: Io> Core<I> {
             account: self.accounts.place(account_of(&open)),
         });
         let (epoch, first) = (id.epoch, open.first_offset);
-        Ok(Obeyed { log, lsn, epoch, earliest: first, end: first })
+        Ok(Obeyed { log, lsn, epoch, earliest: first, end: first, others: Vec::new() })
     }
 
     /// Opens an extent of a shard that is here already: the same again, or the next.
@@ -158,8 +161,9 @@ impl<I: Io> Core<I> {
         Ok(self.obeyed(shard, place, lsn))
     }
 
-    /// Opens the extent after a shard's newest, on the same log, with what the shard knows of its
-    /// producers. The newest is sealed by it, where it is not yet, in the same frame.
+    /// Opens the extent after a shard's newest, with what the shard knows of its producers. The
+    /// newest is sealed by it, where it is not yet, in the same frame of the same log. One that is
+    /// sealed may be followed on the log of another retention class.
     pub(super) fn open_next(
         &mut self,
         shard: u32,
@@ -168,11 +172,17 @@ impl<I: Io> Core<I> {
         let older = self.shards.at(shard).newest();
         let record = &self.logs[older.log as usize].extent(older.number).record;
         let (producers, last_append_ms) = (record.producers.clone(), record.last_append_ms);
-        let opened = self.append_open(older.log, open, producers, last_append_ms)?;
-        let record = &mut self.logs[older.log as usize].extent_mut(older.number).record;
         let same_limits = record.open.limits == open.limits;
+        let log = match record.state {
+            ExtentState::Sealed => self.log_after(older, open.retention_class)?,
+            _ => older.log,
+        };
+        let opened = self.append_open(log, open, producers, last_append_ms)?;
+        let record = &mut self.logs[older.log as usize].extent_mut(older.number).record;
         record.state = ExtentState::Sealed;
-        record.producers = Producers::default();
+        if log == older.log {
+            record.producers = Producers::default();
+        }
         let now_us = self.time.now_us;
         let chain = self.shards.at_mut(shard);
         chain.extents.push(opened.0);
@@ -182,6 +192,20 @@ impl<I: Io> Core<I> {
         }
         self.forget_extents(shard);
         Ok(opened)
+    }
+
+    /// The log for what follows a sealed extent. One log does not wait for another: only a durable
+    /// seal may be followed in another.
+    fn log_after(&mut self, older: ExtentPlace, retention_class: u8) -> Result<u32, Refusal> {
+        let log = &self.logs[older.log as usize];
+        if log.identity().retention_class == retention_class {
+            return Ok(older.log);
+        }
+        if log.durable() < log.extent(older.number).ended {
+            let failed = log.failed().is_some();
+            return Err(if failed { ErrorCode::LogFailed } else { ErrorCode::Overloaded }.into());
+        }
+        Ok(self.log_beside(older.log, retention_class))
     }
 
     fn append_open(
@@ -207,26 +231,6 @@ impl<I: Io> Core<I> {
         };
         let (number, lsn) = target.append_open(&mut self.io, record);
         Ok((ExtentPlace { log, number }, lsn))
-    }
-
-    /// The log that a new shard goes to: on the disk that was named, else the one with the fewest
-    /// extents.
-    fn log_for(&self, replicas: &[DiskId]) -> Result<u32, Refusal> {
-        let none = DiskId([0; 16]);
-        let named = replicas[0];
-        let on_disk = || {
-            let logs = (0..).zip(&self.logs);
-            logs.filter(|(_, log)| named == none || log.identity().disk == named)
-        };
-        on_disk()
-            .filter(|(_, log)| log.failed().is_none())
-            .min_by_key(|(_, log)| log.extents().len())
-            .map(|(place, _)| place)
-            .ok_or_else(|| match on_disk().next() {
-                // It may work after a restart; another disk never will.
-                Some(_) => ErrorCode::LogFailed.into(),
-                None => ErrorCode::Conflict.into(),
-            })
     }
 
     fn fence(&mut self, fence: FenceExtent) -> Result<Obeyed, Refusal> {
@@ -278,10 +282,13 @@ impl<I: Io> Core<I> {
     ) -> Result<Lsn, Refusal> {
         self.with_log(place.log, |log, io| log.reserve_record(io, EXTENT_END_BYTES))?;
         let log = &mut self.logs[place.log as usize];
-        let record = &mut log.extent_mut(place.number).record;
-        (record.state, record.recovery_epoch, record.end) = (state, recovery_epoch, end);
         let payload = ExtentEnd { state, recovery_epoch, end }.encode();
-        Ok(log.append_record(&mut self.io, LogFrameKind::End, place.number, &payload))
+        let lsn = log.append_record(&mut self.io, LogFrameKind::End, place.number, &payload);
+        let extent = log.extent_mut(place.number);
+        let record = &mut extent.record;
+        (record.state, record.recovery_epoch, record.end) = (state, recovery_epoch, end);
+        extent.ended = lsn;
+        Ok(lsn)
     }
 
     fn trim(&mut self, trim: TrimShard) -> Result<Obeyed, Refusal> {
@@ -290,13 +297,18 @@ impl<I: Io> Core<I> {
         if trim.first_kept > committed {
             return Err(Refusal::new(ErrorCode::BeyondEnd, committed.0));
         }
+        let newest = self.shards.at(shard).newest();
+        let mut others = Vec::new();
         for place in self.shards.at(shard).extents.clone() {
             self.with_log(place.log, |log, io| log.trim(io, place.number, trim.first_kept))?;
+            // Also where there was nothing new to say: what says it may not be durable yet.
+            if place.log != newest.log && !others.contains(&place.log) {
+                others.push(place.log);
+            }
         }
         self.forget_extents(shard);
-        let newest = self.shards.at(shard).newest();
         let lsn = self.logs[newest.log as usize].appended();
-        Ok(self.obeyed(shard, newest, lsn))
+        Ok(Obeyed { others, ..self.obeyed(shard, newest, lsn) })
     }
 
     /// Forgets the extents of a shard that ended and of which nothing is kept, but for the newest.
@@ -332,7 +344,7 @@ impl<I: Io> Core<I> {
         let epoch = self.logs[newest.log as usize].extent(newest.number).record.open.extent.epoch;
         let end = self.logs[place.log as usize].extent(place.number).record.end;
         let earliest = self.shards.at(shard).earliest(&self.logs);
-        Obeyed { log: place.log, lsn, epoch, earliest, end }
+        Obeyed { log: place.log, lsn, epoch, earliest, end, others: Vec::new() }
     }
 }
 

@@ -386,6 +386,10 @@ impl<I: Io> Core<I> {
             if !last && matches!(target, Target::Offset(offset) if offset >= record.end) {
                 continue;
             }
+            // What a trim covers that this extent's log did not remember.
+            if !last && record.end <= earliest {
+                continue;
+            }
             // Batches that were let go are not found by their time either.
             let from = match target {
                 Target::Offset(offset) => Target::Offset(offset.max(record.first_kept)),

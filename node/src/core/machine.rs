@@ -74,7 +74,7 @@ pub struct Core<I: Io> {
     pub(super) requests: Vec<CoreRequest>,
     pub(super) filling: Vec<Filling>,
     /// Since when a log's sync is in flight.
-    sync_began_us: Vec<Option<u64>>,
+    pub(super) sync_began_us: Vec<Option<u64>>,
     pub(super) upkeep: Upkeep,
     /// Whether shards wait for space to be opened after the start.
     pub(super) has_unopened_shards: bool,
@@ -300,7 +300,7 @@ impl<I: Io> Core<I> {
         {
             let identity = self.logs[log as usize].identity();
             tracing::error!(
-                disk = %identity.disk, log = identity.log, %errno,
+                disk = %identity.disk, log = identity.log, class = identity.retention_class, %errno,
                 "the log stopped after a failed write or sync; nothing more is acked from it: \
                  check the disk, then restart the node"
             );

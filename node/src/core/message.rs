@@ -1,6 +1,7 @@
 //! What a core is told, and what it asks of the world outside.
 
 use thalweg_wire::ids::{BootId, DiskId};
+use thalweg_wire::limits::RETENTION_CLASSES;
 
 use crate::io::{Errno, FileId};
 use crate::log::merge::{MergeError, MergeJob, Merged};
@@ -38,9 +39,9 @@ pub struct CoreSettings {
     pub free_segments_min: usize,
     /// Segments that a log keeps in wait at most; the files of others are removed.
     pub free_segments_max: usize,
-    /// How long records are kept by a node that is its own controller, in milliseconds; for ever
-    /// without.
-    pub retention_ms: Option<u64>,
+    /// How long records of each retention class are kept by a node that is its own controller, in
+    /// milliseconds; for ever without.
+    pub retention_ms: [Option<u64>; RETENTION_CLASSES as usize],
     /// For how long a segment has been nearly empty when it is copied forward, in microseconds.
     pub merge_after_us: u64,
     /// How often everything stored is read and checked, in microseconds; never without.

@@ -4,7 +4,8 @@
 //! [`admission`] decides and assigns, the log makes them durable, [`acknowledge`] answers;
 //! [`fairness`] keeps accounts from filling the way for others.
 //! [`fetch`] reads back, [`subscribe`] pushes, [`control`] obeys a controller,
-//! [`upkeep`] gives space back and has what rests checked, [`machine`] turns it all.
+//! [`logs`] chooses where it lies, [`upkeep`] gives space back and has what rests checked,
+//! [`machine`] turns it all.
 
 pub mod acknowledge;
 pub mod admission;
@@ -14,6 +15,7 @@ pub mod control;
 pub mod fairness;
 pub mod fetch;
 pub mod ingest;
+pub mod logs;
 pub mod machine;
 pub mod message;
 pub mod output;

@@ -75,18 +75,19 @@ impl Shard {
         *self.extents.last().expect("a shard has an extent")
     }
 
-    /// The oldest offset that is kept.
+    /// The oldest offset from which on everything is kept. When the node died, some logs may have
+    /// remembered a trim and others not: it holds for all extents before one that it took a part
+    /// of, or the whole.
     #[must_use]
     pub fn earliest(&self, logs: &[Log]) -> Offset {
-        let kept = |place: &ExtentPlace| {
-            let record = &logs[place.log as usize].extent(place.number).record;
-            (record.first_kept.max(record.open.first_offset), record.end)
-        };
-        let mut earliest = Offset(0);
-        for place in &self.extents {
-            let (first, end) = kept(place);
-            earliest = first;
-            if first < end {
+        let record = |place: &ExtentPlace| &logs[place.log as usize].extent(place.number).record;
+        let mut earliest = record(&self.newest()).end;
+        for record in self.extents.iter().rev().map(record) {
+            if record.end < earliest {
+                break;
+            }
+            earliest = record.first_kept.max(record.open.first_offset);
+            if earliest > record.open.first_offset {
                 break;
             }
         }

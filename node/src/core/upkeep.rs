@@ -6,13 +6,20 @@
 //! segments at a time: looking at single batches would read what is about to be thrown away.
 
 use super::machine::{Core, CoreRequest, CoreSettings, Time};
+use super::shard::ExtentPlace;
+use thalweg_wire::limits::RETENTION_CLASSES;
+
 use crate::io::{Errno, FileId, Io};
 use crate::log::merge::{MergeError, Merged};
 use crate::log::scrub::ScrubReport;
-use crate::log::segments::{AppendRefusal, FreeSegment, Log};
+use crate::log::segments::{FreeSegment, Log};
 
 /// How often a core looks after its segments.
 const LOOK_US: u64 = 1_000_000;
+/// Shards among which one look finds aged records; it goes on with the others after a while, for
+/// commits not to wait for it.
+const AGED_SHARDS_MAX: u32 = 10_000;
+const LOOK_ON_US: u64 = 20_000;
 /// A filled disk is asked again after this long.
 const NO_SPACE_RETRY_US: u64 = 5_000_000;
 /// A node that has just started has other things to do than to scrub.
@@ -21,11 +28,14 @@ const FIRST_SCRUB_US: u64 = 600_000_000;
 /// When what is to be done.
 #[derive(Debug)]
 pub struct Upkeep {
-    retention_ms: Option<u64>,
+    retention_ms: [Option<u64>; RETENTION_CLASSES as usize],
     merge_after_us: u64,
     scrub_period_us: Option<u64>,
     started: Time,
     next_us: u64,
+    /// The shard from which on the look for aged records goes on.
+    aged_from: u32,
+    first_scrub_us: u64,
     scrubs: Vec<Scrub>,
 }
 
@@ -59,15 +69,24 @@ impl Upkeep {
     #[must_use]
     pub fn new(settings: &CoreSettings, logs: usize, started: Time) -> Upkeep {
         let first_us = settings.scrub_period_us.map_or(0, |period| period.min(FIRST_SCRUB_US));
-        let scrub = Scrub { began_us: started.now_us + first_us, after: 0, reads: None };
-        Upkeep {
+        let mut upkeep = Upkeep {
             retention_ms: settings.retention_ms,
             merge_after_us: settings.merge_after_us,
             scrub_period_us: settings.scrub_period_us,
             started,
             next_us: started.now_us,
-            scrubs: vec![scrub; logs],
-        }
+            aged_from: 0,
+            first_scrub_us: first_us,
+            scrubs: Vec::new(),
+        };
+        (0..logs).for_each(|_| upkeep.add_log(started));
+        upkeep
+    }
+
+    /// Looks after one log more.
+    pub(super) fn add_log(&mut self, time: Time) {
+        let began_us = time.now_us + self.first_scrub_us;
+        self.scrubs.push(Scrub { began_us, after: 0, reads: None });
     }
 
     /// When to look next.
@@ -76,13 +95,14 @@ impl Upkeep {
         self.next_us
     }
 
-    /// What was appended before this need not be kept. By a clock that cannot jump: the wall
+    /// What was appended before this to a retention class need not be kept. By a clock that cannot jump: the wall
     /// clock's time at the start, and what the steady clock has counted since. A wall clock that
     /// is set wrongly while the node runs throws no records away.
-    fn cutoff_ms(&self, now_us: u64) -> Option<u64> {
+    fn cutoff_ms(&self, retention_class: u8, now_us: u64) -> Option<u64> {
+        let retention_ms = self.retention_ms[usize::from(retention_class)]?;
         let elapsed_ms = (now_us - self.started.now_us) / 1000;
         let now_ms = self.started.wall_ms + elapsed_ms;
-        self.retention_ms.map(|retention_ms| now_ms.saturating_sub(retention_ms))
+        Some(now_ms.saturating_sub(retention_ms))
     }
 }
 
@@ -98,12 +118,8 @@ impl<I: Io> Core<I> {
             // What is refused for want of memory is asked for again as well.
             let _ = self.reopen_shards(&mut 0);
         }
-        let cutoff_ms = self.upkeep.cutoff_ms(now_us);
+        self.trim_aged(now_us);
         for log in 0..self.logs.len() {
-            if let Some(cutoff_ms) = cutoff_ms {
-                // Without space for its records a trim comes later; without a disk, never.
-                let _ = self.trim_aged(log, cutoff_ms);
-            }
             let after_us = self.upkeep.merge_after_us;
             if let Some(job) = self.logs[log].begin_merge(now_us, after_us) {
                 self.requests.push(CoreRequest::Merge { log: log as u32, job });
@@ -112,10 +128,15 @@ impl<I: Io> Core<I> {
         }
     }
 
-    /// Has segments zero-filled for the logs that have too few in wait. Each log for itself: one
-    /// disk that is full holds up no other.
+    /// Has segments zero-filled for the logs that have too few in wait and none to borrow. Each log
+    /// for itself: one disk that is full holds up no other.
     pub(super) fn request_segments(&mut self) {
-        for (place, log) in self.logs.iter().enumerate() {
+        let least = self.settings.free_segments_min;
+        for place in 0..self.logs.len() {
+            while self.logs[place].free_segments() < least && self.lend_segment(place as u32, least)
+            {
+            }
+            let log = &self.logs[place];
             let filling = &mut self.filling[place];
             if filling.retry_us.is_some_and(|due_us| self.time.now_us < due_us) {
                 continue;
@@ -125,7 +146,7 @@ impl<I: Io> Core<I> {
                 continue;
             }
             // A disk that was full may have space for one, and not for several side by side.
-            let missing = self.settings.free_segments_min.saturating_sub(log.free_segments());
+            let missing = least.saturating_sub(log.free_segments());
             let wanted = if log.has_no_space() { missing.min(1) } else { missing };
             for _ in filling.requested..wanted {
                 filling.requested += 1;
@@ -156,25 +177,52 @@ impl<I: Io> Core<I> {
         }
     }
 
-    fn trim_aged(&mut self, log: usize, cutoff_ms: u64) -> Result<(), AppendRefusal> {
-        self.with_log(log as u32, |log, io| log.end_aged_segment(io, cutoff_ms))?;
-        if !self.logs[log].has_aged(cutoff_ms) {
-            return Ok(());
+    /// Lets go of what has aged. A shard's extents in their order, whatever logs they are in: what
+    /// is kept of it has no gap.
+    fn trim_aged(&mut self, now_us: u64) {
+        let cutoffs: Vec<Option<u64>> = (self.logs.iter())
+            .map(|log| self.upkeep.cutoff_ms(log.identity().retention_class, now_us))
+            .collect();
+        let mut has_aged = false;
+        for (place, cutoff_ms) in cutoffs.iter().enumerate() {
+            let Some(cutoff_ms) = *cutoff_ms else { continue };
+            // Without space for its records a trim comes later; without a disk, never.
+            let _ = self.with_log(place as u32, |log, io| log.end_aged_segment(io, cutoff_ms));
+            has_aged |= self.logs[place].has_aged(cutoff_ms);
         }
-        for shard in self.shards.places() {
-            let extents = self.shards.at(shard).extents.clone();
-            let mut trimmed = false;
-            for place in extents.iter().filter(|place| place.log as usize == log) {
-                let aged_until = self.logs[log].aged_until(place.number, cutoff_ms);
-                let Some(first_kept) = aged_until else { break };
-                let trim = |log: &mut Log, io: &mut I| log.trim(io, place.number, first_kept);
-                trimmed |= self.with_log(log as u32, trim)?;
+        if !has_aged {
+            return;
+        }
+        let all = self.shards.count() as u32;
+        let from = self.upkeep.aged_from.min(all);
+        let until = all.min(from + AGED_SHARDS_MAX);
+        for shard in from..until {
+            self.trim_aged_shard(shard, &cutoffs);
+        }
+        self.upkeep.aged_from = if until == all { 0 } else { until };
+        if until < all {
+            self.upkeep.next_us = now_us + LOOK_ON_US;
+        }
+    }
+
+    fn trim_aged_shard(&mut self, shard: u32, cutoffs: &[Option<u64>]) {
+        let mut trimmed = false;
+        for at in 0..self.shards.at(shard).extents.len() {
+            let ExtentPlace { log, number } = self.shards.at(shard).extents[at];
+            let Some(cutoff_ms) = cutoffs[log as usize] else { break };
+            if let Some(first_kept) = self.logs[log as usize].aged_until(number, cutoff_ms) {
+                let trim = self.with_log(log, |log, io| log.trim(io, number, first_kept));
+                let Ok(is_new) = trim else { break };
+                trimmed |= is_new;
             }
-            if trimmed {
-                self.forget_extents(shard);
+            let record = &self.logs[log as usize].extent(number).record;
+            if record.first_kept < record.end {
+                break;
             }
         }
-        Ok(())
+        if trimmed {
+            self.forget_extents(shard);
+        }
     }
 
     /// Releases segments in which nothing is kept; uses the files of those released again, or has
@@ -250,6 +298,9 @@ mod tests {
     use std::sync::Arc;
     use thalweg_wire::ids::{BootId, DiskId};
 
+    const RETENTION_MS: [Option<u64>; 8] =
+        [Some(10_000), Some(20_000), None, None, None, None, None, None];
+
     fn settings() -> CoreSettings {
         CoreSettings {
             core: 0,
@@ -261,7 +312,7 @@ mod tests {
             in_flight_bytes_max: 1 << 20,
             free_segments_min: 3,
             free_segments_max: 3,
-            retention_ms: Some(10_000),
+            retention_ms: RETENTION_MS,
             merge_after_us: 0,
             scrub_period_us: None,
         }
@@ -272,10 +323,10 @@ mod tests {
     fn a_jump_of_the_wall_clock_ages_nothing() {
         let started = Time { now_us: 5_000_000, wall_ms: 1_000_000 };
         let upkeep = Upkeep::new(&settings(), 1, started);
-        assert_eq!(upkeep.cutoff_ms(5_000_000), Some(990_000));
-        assert_eq!(upkeep.cutoff_ms(25_000_000), Some(1_010_000));
-        let kept = CoreSettings { retention_ms: None, ..settings() };
-        assert_eq!(Upkeep::new(&kept, 1, started).cutoff_ms(5_000_000), None);
+        assert_eq!(upkeep.cutoff_ms(0, 5_000_000), Some(990_000));
+        assert_eq!(upkeep.cutoff_ms(0, 25_000_000), Some(1_010_000));
+        assert_eq!(upkeep.cutoff_ms(1, 25_000_000), Some(1_000_000));
+        assert_eq!(upkeep.cutoff_ms(2, 25_000_000), None);
     }
 
     /// Asks of two logs: how many segments each wants filled at a time.
@@ -295,9 +346,10 @@ mod tests {
     fn a_full_disk_is_asked_for_one_segment_and_holds_up_no_other() {
         let log = |index| {
             let disk = DiskId([index as u8; 16]);
-            let segment_bytes = 16 << 20;
-            let identity = LogIdentity { index, disk, log: 0, segment_bytes, boot: BootId(1) };
-            Log::new(identity, LogState::empty())
+            let (segment_bytes, boot) = (16 << 20, BootId(1));
+            let identity =
+                LogIdentity { index, disk, log: 0, retention_class: 0, segment_bytes, boot };
+            Log::new(identity, LogState::empty(0))
         };
         let io = NoopIo::instant(16 << 20);
         let logs = vec![log(0), log(1)];

@@ -8,6 +8,7 @@
 use thalweg_wire::checksum::{crc32c, crc32c_pieces};
 use thalweg_wire::codec::{align_up, array_at, put, u16_at, u32_at, u64_at};
 use thalweg_wire::ids::{BootId, DiskId, Lsn};
+use thalweg_wire::limits::RETENTION_CLASSES;
 use thiserror::Error;
 
 use crate::config::BLOCK_BYTES;
@@ -26,6 +27,24 @@ const SUPERBLOCK_MAGIC: [u8; 8] = *b"THALWEGD";
 const SEGMENT_MAGIC: [u8; 8] = *b"THALWEGS";
 const FRAME_MAGIC: u32 = u32::from_le_bytes(*b"TWLF");
 const FRAME_CRC_AT: usize = 60;
+
+/// Bits of a segment's sequence below its retention class.
+const CLASS_SHIFT: u32 = 48;
+/// Sequences from this one on are nobody's.
+pub const SEQUENCE_MAX: u64 = (RETENTION_CLASSES as u64) << CLASS_SHIFT;
+
+/// The sequence before the first of a retention class: the logs of a directory, one a class, take
+/// each other's files, and no sequence may name segments of two.
+#[must_use]
+pub const fn sequence_before(retention_class: u8) -> u64 {
+    (retention_class as u64) << CLASS_SHIFT
+}
+
+/// The retention class of the segment with this sequence, which is below [`SEQUENCE_MAX`].
+#[must_use]
+pub const fn class_of(sequence: u64) -> u8 {
+    (sequence >> CLASS_SHIFT) as u8
+}
 
 /// What a frame in the log is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -234,7 +253,8 @@ pub struct SegmentHeader {
     pub disk: DiskId,
     /// The log on that disk.
     pub log: u32,
-    /// Counts the log's segments from 1: the generation of its frames.
+    /// Counts the segments of its retention class, from the one after [`sequence_before`]: the
+    /// generation of its frames.
     pub sequence: u64,
     /// The oldest segment that still counts: files of older ones are free.
     pub first_live_sequence: u64,

@@ -19,7 +19,10 @@ use thiserror::Error;
 
 use super::extent::ExtentRecord;
 use super::footer::{Footer, Trailer, encode_footer};
-use super::format::{HeaderFault, LogFrame, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentOrigin};
+use super::format::{
+    HeaderFault, LogFrame, SEGMENT_HEADER_BYTES, SEQUENCE_MAX, SegmentHeader, SegmentOrigin,
+    class_of, sequence_before,
+};
 use super::index::SegmentIndex;
 use super::retention::{Held, SegmentEntry, dropped_runs, is_gone};
 use super::scan::{Scan, each_block, scan};
@@ -27,14 +30,13 @@ use super::segments::{Extent, LogState, Run, SealedSegment};
 use crate::config::BLOCK_BYTES;
 use crate::io::{Errno, FileId};
 
-/// Sequences and positions above these are nobody's; a log counts on from those it finds.
-const SEQUENCE_MAX: u64 = 1 << 62;
+/// Positions above this are nobody's; a log counts on from those it finds.
 const BASE_MAX: u64 = 1 << 62;
 
 /// Bytes read from a segment, aligned as a block is.
 pub type Bytes = AlignedVec<4096>;
 
-/// The files of one log, read and written by whoever recovers it.
+/// The files of one directory, read and written by whoever recovers it.
 pub trait LogFiles {
     /// Each file with its size in bytes; a file's place in the list is its name here.
     fn sizes(&self) -> Vec<u64>;
@@ -144,7 +146,10 @@ pub struct RecoveredSegment {
 /// A log's content, with files by their places in [`LogFiles::sizes`].
 #[derive(Debug)]
 pub struct RecoveredLog {
-    /// Highest sequence that any of the files names; 0 without any.
+    /// Its retention class.
+    pub retention_class: u8,
+    /// Highest sequence of the class that any of the files names; without any, the one before the
+    /// first.
     pub sequence: u64,
     /// Base of the next segment.
     pub next_base: Lsn,
@@ -180,7 +185,8 @@ impl RecoveredLog {
     }
 }
 
-/// Reads the log `log` of disk `disk`.
+/// Reads the logs of directory `log` on disk `disk`: one for each retention class that has segments
+/// there, and at least that of class 0, which is the first and has the files that are nobody's.
 ///
 /// # Errors
 /// [`RecoveryError`] when what is there cannot be trusted; nothing was changed then but headers
@@ -190,30 +196,56 @@ pub async fn recover(
     disk: DiskId,
     log: u32,
     segment_bytes: u64,
+) -> Result<Vec<RecoveredLog>, RecoveryError> {
+    let Inventory { segments, mut free, unfinished, torn } =
+        take_inventory(files, disk, log, segment_bytes).await?;
+    let mut classes = BTreeMap::from([(0, BTreeMap::new())]);
+    for (sequence, segment) in segments {
+        classes.entry(class_of(sequence)).or_insert_with(BTreeMap::new).insert(sequence, segment);
+    }
+    let mut logs = Vec::with_capacity(classes.len());
+    for (class, segments) in classes {
+        logs.push(recover_class(files, class, segments, &mut free).await?);
+    }
+    // Not before it is known that none of those that count is missing.
+    for file in torn {
+        blank(files, file, &mut free).await?;
+    }
+    (logs[0].free, logs[0].unfinished) = (free, unfinished);
+    Ok(logs)
+}
+
+/// Reads the log of one retention class; files of it that turn out to be nobody's become `free`.
+async fn recover_class(
+    files: &impl LogFiles,
+    retention_class: u8,
+    mut segments: BTreeMap<u64, Segment>,
+    free: &mut Vec<usize>,
 ) -> Result<RecoveredLog, RecoveryError> {
-    let mut inventory = take_inventory(files, disk, log, segment_bytes).await?;
-    let highest = inventory.segments.values().map(|segment| segment.header);
-    let (sequence, next_base) = highest.fold((0, Lsn(0)), |(sequence, base), header| {
-        (sequence.max(header.sequence), base.max(Lsn(header.base.0 + segment_bytes)))
+    let none = (sequence_before(retention_class), Lsn(0));
+    let highest = segments.values().map(|segment| segment.header);
+    let (sequence, next_base) = highest.fold(none, |(sequence, base), header| {
+        (sequence.max(header.sequence), base.max(Lsn(header.base.0 + header.segment_bytes)))
     });
     let mut recovered = RecoveredLog {
+        retention_class,
         sequence,
         next_base,
         end: Lsn(0),
         sealed: Vec::new(),
         extents: BTreeMap::new(),
         free: Vec::new(),
-        unfinished: std::mem::take(&mut inventory.unfinished),
+        unfinished: Vec::new(),
         report: RecoveryReport::default(),
     };
-    while let Some((sequence, segment)) = inventory.take_newest() {
+    while let Some((sequence, segment)) = take_newest(&mut segments) {
         let Some(scan) = scan(files, &segment, true).await? else {
             // Its beginning never became durable, so nothing in it was acked.
-            inventory.blank(files, segment.file).await?;
+            blank(files, segment.file, free).await?;
             continue;
         };
-        let entries = counting_segments(&segment, &scan, &inventory)?;
-        recovered.sealed = seal_older(files, &mut inventory, &entries).await?;
+        let entries = counting_segments(&segment, &scan, &segments)?;
+        recovered.sealed = seal_older(files, &mut segments, &entries).await?;
         let (trailer, _) = write_footer(files, &segment, &scan.index, scan.end).await?;
         recovered.sealed.push(segment.with_footer(trailer, sequence));
         recovered.sealed.sort_unstable_by_key(|segment| segment.sequence);
@@ -223,13 +255,8 @@ pub async fn recover(
         recovered.extents = with_runs(files, &mut recovered.sealed, scan.extents).await?;
         break;
     }
-    // Not before it is known that none of those that count is missing.
-    for file in std::mem::take(&mut inventory.torn) {
-        inventory.blank(files, file).await?;
-    }
     // Whatever has a header and does not count was released.
-    recovered.free = inventory.free;
-    recovered.free.extend(inventory.segments.values().map(|segment| segment.file));
+    free.extend(segments.values().map(|segment| segment.file));
     Ok(recovered)
 }
 
@@ -238,7 +265,7 @@ pub async fn recover(
 fn counting_segments(
     scanned: &Segment,
     scan: &Scan,
-    inventory: &Inventory,
+    segments: &BTreeMap<u64, Segment>,
 ) -> Result<Vec<SegmentEntry>, RecoveryError> {
     let header = &scanned.header;
     if let Some(listed) = &scan.segments {
@@ -247,7 +274,7 @@ fn counting_segments(
     let mut entries = Vec::new();
     let mut end = header.previous_end;
     for sequence in (header.first_live_sequence..header.sequence).rev() {
-        let segment = inventory.segments.get(&sequence);
+        let segment = segments.get(&sequence);
         let segment = segment.ok_or(RecoveryError::Missing { sequence })?;
         entries.push(SegmentEntry { sequence, end, order: sequence });
         end = segment.header.previous_end;
@@ -284,7 +311,8 @@ impl Inventory {
         let SegmentHeader { sequence, base, .. } = segment.header;
         let contradiction =
             |what: &str| RecoveryError::Contradiction { sequence, at: base, what: what.into() };
-        if !(1..=SEQUENCE_MAX).contains(&sequence) || base.0 > BASE_MAX {
+        let is_ours = sequence < SEQUENCE_MAX && sequence > sequence_before(class_of(sequence));
+        if !is_ours || base.0 > BASE_MAX {
             return Err(contradiction("no log gets to its sequence or position"));
         }
         match self.segments.insert(sequence, segment) {
@@ -293,20 +321,31 @@ impl Inventory {
         }
     }
 
-    /// The segment that the log was appended to last.
-    fn take_newest(&mut self) -> Option<(u64, Segment)> {
-        let mut appended = self.segments.iter().rev();
-        let newest = appended.find(|(_, segment)| segment.header.origin == SegmentOrigin::Appended);
-        self.segments.remove_entry(&newest.map(|(sequence, _)| *sequence)?)
+    /// The highest sequence of its class that a header names, as `sequence` is of one.
+    fn newest_of_class(&self, sequence: u64) -> u64 {
+        let first = sequence_before(class_of(sequence));
+        let after = sequence_before(class_of(sequence) + 1);
+        self.segments.range(first..after).next_back().map_or(first, |(newest, _)| *newest)
     }
+}
 
-    /// Makes a file whose header never counted a free one.
-    async fn blank(&mut self, files: &impl LogFiles, file: usize) -> Result<(), RecoveryError> {
-        files.write(file, 0, &aligned_zeroes(SEGMENT_HEADER_BYTES)).await?;
-        files.sync(file).await?;
-        self.free.push(file);
-        Ok(())
-    }
+/// The segment that a log was appended to last.
+fn take_newest(segments: &mut BTreeMap<u64, Segment>) -> Option<(u64, Segment)> {
+    let mut appended = segments.iter().rev();
+    let newest = appended.find(|(_, segment)| segment.header.origin == SegmentOrigin::Appended);
+    segments.remove_entry(&newest.map(|(sequence, _)| *sequence)?)
+}
+
+/// Makes a file whose header never counted a free one.
+async fn blank(
+    files: &impl LogFiles,
+    file: usize,
+    free: &mut Vec<usize>,
+) -> Result<(), RecoveryError> {
+    files.write(file, 0, &aligned_zeroes(SEGMENT_HEADER_BYTES)).await?;
+    files.sync(file).await?;
+    free.push(file);
+    Ok(())
 }
 
 fn aligned_zeroes(bytes: usize) -> Bytes {
@@ -341,27 +380,28 @@ async fn take_inventory(
             Err(_) => inventory.torn.push(file),
         }
     }
-    let newest = inventory.segments.last_key_value().map_or(0, |(sequence, _)| *sequence);
     for file in &inventory.torn {
-        refuse_if_it_counted(files, *file, newest, segment_bytes).await?;
+        refuse_if_it_counted(files, *file, &inventory, segment_bytes).await?;
     }
     Ok(inventory)
 }
 
 /// A header that was being written when the node died is as good as none, but one that was
-/// damaged later is not: then frames behind it, of a segment after the newest that has a header,
-/// name positions of this very segment as durable.
+/// damaged later is not: then frames behind it, of a segment after the newest of its class that has
+/// a header, name positions of this very segment as durable.
 async fn refuse_if_it_counted(
     files: &impl LogFiles,
     file: usize,
-    newest: u64,
+    inventory: &Inventory,
     segment_bytes: u64,
 ) -> Result<(), RecoveryError> {
     let mut refused = Ok(());
     each_block(files, file, SEGMENT_HEADER_BYTES as u64, segment_bytes, |position, block| {
         let Ok(frame) = LogFrame::decode_any(block) else { return };
         let base = Lsn(frame.lsn.0.saturating_sub(position));
-        if frame.generation > newest && frame.durable > base {
+        let counts = frame.generation < SEQUENCE_MAX
+            && frame.generation > inventory.newest_of_class(frame.generation);
+        if counts && frame.durable > base {
             let (sequence, durable) = (frame.generation, frame.durable);
             refused = Err(RecoveryError::Corrupt { sequence, at: base, durable });
         }
@@ -370,16 +410,16 @@ async fn refuse_if_it_counted(
     refused
 }
 
-/// Footers of the segments that count before the scanned one, which leave the inventory; a
+/// Footers of the segments that count before the scanned one, which leave `segments`; a
 /// damaged footer is made anew from its segment.
 async fn seal_older(
     files: &impl LogFiles,
-    inventory: &mut Inventory,
+    segments: &mut BTreeMap<u64, Segment>,
     entries: &[SegmentEntry],
 ) -> Result<Vec<RecoveredSegment>, RecoveryError> {
     let mut sealed = Vec::new();
     for SegmentEntry { sequence, end, order } in entries.iter().copied() {
-        let segment = inventory.segments.remove(&sequence);
+        let segment = segments.remove(&sequence);
         let segment = segment.ok_or(RecoveryError::Missing { sequence })?;
         let trailer = match read_footer(files, &segment).await? {
             Some((trailer, _)) if trailer.end == end => trailer,
@@ -449,7 +489,7 @@ async fn with_runs(
 ) -> Result<BTreeMap<u32, Extent>, RecoveryError> {
     let mut extents: BTreeMap<u32, Extent> = records
         .into_iter()
-        .map(|(number, record)| (number, Extent { record, runs: Vec::new() }))
+        .map(|(number, record)| (number, Extent { record, runs: Vec::new(), ended: Lsn(0) }))
         .collect();
     for segment in &mut *sealed {
         let RecoveredSegment { sequence, file, base, trailer, .. } = *segment;

@@ -288,6 +288,11 @@ impl Log {
         self.no_space
     }
 
+    /// A segment in wait, for another log of the directory, unless only `kept` are left then.
+    pub fn lend_free(&mut self, kept: usize) -> Option<FreeSegment> {
+        if self.free.len() > kept { self.free.pop_back() } else { None }
+    }
+
     /// Zero-filled segments in wait.
     #[must_use]
     pub fn free_segments(&self) -> usize {

@@ -11,7 +11,7 @@ use thalweg_wire::ids::{BootId, DiskId, Lsn, Offset};
 use super::cache::TailCache;
 use super::extent::{ExtentRecord, RECORD_BYTES_MAX, Remembered};
 use super::footer::{Trailer, footer_bytes};
-use super::format::{FRAME_HEADER_BYTES, FrameKind, LogFrame, padded_frame_bytes};
+use super::format::{FRAME_HEADER_BYTES, FrameKind, LogFrame, padded_frame_bytes, sequence_before};
 use super::forward::Copying;
 use super::index::{Location, SegmentIndex};
 use super::retention::{Held, Leaving};
@@ -75,8 +75,10 @@ pub struct LogIdentity {
     pub index: u32,
     /// The disk.
     pub disk: DiskId,
-    /// The log's number on that disk.
+    /// Number of its directory on that disk.
     pub log: u32,
+    /// Whose segments these are: a directory has a log for each retention class in use.
+    pub retention_class: u8,
     /// Bytes of each segment.
     pub segment_bytes: u64,
     /// This start of the node.
@@ -105,6 +107,8 @@ pub struct Extent {
     pub record: ExtentRecord,
     /// Segments with batches of it, oldest first.
     pub runs: Vec<Run>,
+    /// What was decided of its end is durable when this position is.
+    pub ended: Lsn,
 }
 
 /// A segment that is whole: it has a footer and takes nothing more.
@@ -134,7 +138,7 @@ pub struct FreeSegment {
 /// What recovery found, and what a new log starts from.
 #[derive(Debug)]
 pub struct LogState {
-    /// The last segment's sequence; 0 before the first.
+    /// The last segment's sequence; before the first, the one before it.
     pub sequence: u64,
     /// Base of the next segment.
     pub next_base: Lsn,
@@ -147,11 +151,11 @@ pub struct LogState {
 }
 
 impl LogState {
-    /// A log without any content.
+    /// A log of this class without any content.
     #[must_use]
-    pub fn empty() -> LogState {
+    pub fn empty(retention_class: u8) -> LogState {
         LogState {
-            sequence: 0,
+            sequence: sequence_before(retention_class),
             next_base: Lsn(0),
             end: Lsn(0),
             sealed: BTreeMap::new(),
@@ -502,7 +506,7 @@ impl Log {
         let mut payload = Vec::new();
         record.encode_into(&mut payload);
         self.snapshot_bytes += payload.len() as u64;
-        self.extents.insert(number, Extent { record, runs: Vec::new() });
+        self.extents.insert(number, Extent { record, runs: Vec::new(), ended: Lsn(0) });
         (number, self.append_record(io, FrameKind::Open, number, &payload))
     }
 
