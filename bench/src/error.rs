@@ -49,6 +49,16 @@ pub enum BenchError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The system did not let a generator have a lower priority.
+    #[error(
+        "the noisy generator cannot run at nice {nice}: {errno}: allow the system call setpriority"
+    )]
+    Priority {
+        /// The nice value asked for.
+        nice: i32,
+        /// What the system said.
+        errno: rustix::io::Errno,
+    },
     /// The disk has too little space for what the run writes.
     #[error(
         "{}: the run needs {needed_mib} MiB and {free_mib} MiB are free: free some, or ask for less",

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use rkyv::util::AlignedVec;
 use thalweg_node::core::bucket::TokenBucket;
+use thalweg_node::core::fairness::IN_FLIGHT_BYTES;
 use thalweg_node::core::machine::{Core, CoreMessage, CoreRequest, CoreSettings, Time};
 use thalweg_node::core::shard::Placement;
 use thalweg_node::io::noop::NoopIo;
@@ -173,7 +174,7 @@ impl NoopCore {
             boot: BootId(1),
             min_frame_bytes_per_s: 1,
             connections_max: 8,
-            in_flight_bytes_max: 2 << 20,
+            in_flight_bytes: IN_FLIGHT_BYTES,
             free_segments_min: 2,
             free_segments_max: 3,
             retention_ms: Default::default(),

@@ -173,7 +173,7 @@ impl Node {
                     boot,
                     min_frame_bytes_per_s: config.min_frame_bytes_per_s,
                     connections_max: config.connections_per_core_max,
-                    in_flight_bytes_max: IN_FLIGHT_BYTES,
+                    in_flight_bytes: IN_FLIGHT_BYTES,
                     free_segments_min: FREE_SEGMENTS_MIN,
                     free_segments_max: segments_wanted + FREE_SEGMENTS_MORE,
                     retention_ms: retention_ms(&config),

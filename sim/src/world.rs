@@ -3,6 +3,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -32,7 +33,7 @@ use crate::reader::{SimReader, batches_of};
 const SEGMENT_BYTES: u64 = 1 << 20;
 const MEMORY_BYTES: usize = 16 << 20;
 /// So little that accounts wait for each other.
-const IN_FLIGHT_BYTES: u64 = 96 << 10;
+const IN_FLIGHT_BYTES: RangeInclusive<u64> = 96 << 10..=192 << 10;
 const FREE_SEGMENTS_MIN: usize = 3;
 const FREE_SEGMENTS_MAX: usize = 4;
 /// Turns after which a history that has not come to its end is stuck.
@@ -185,7 +186,7 @@ impl World {
                 boot: BootId(self.boot),
                 min_frame_bytes_per_s: 1,
                 connections_max: 64,
-                in_flight_bytes_max: IN_FLIGHT_BYTES,
+                in_flight_bytes: IN_FLIGHT_BYTES,
                 free_segments_min: FREE_SEGMENTS_MIN,
                 free_segments_max: FREE_SEGMENTS_MAX,
                 retention_ms: Default::default(),

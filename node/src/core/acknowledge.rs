@@ -105,7 +105,8 @@ impl<I: Io> Core<I> {
                 Waiting::Batch { produce, item, admitted } => {
                     if admitted.bytes > 0 {
                         let account = self.shards.at(admitted.shard).account;
-                        self.accounts.left(account, u64::from(admitted.bytes));
+                        let bytes = u64::from(admitted.bytes);
+                        self.accounts.left(account, bytes, self.time.now_us);
                     }
                     let ack = if committed {
                         self.commit(&admitted);

@@ -8,8 +8,13 @@
 //!
 //! Bytes on their way do the work of the deficits of a deficit round robin (Shreedhar and
 //! Varghese, 1995): an account whose frames are larger has its turn later.
+//!
+//! How short a queue may be is the disk's to say, and found as BBR (Cardwell and others, 2016)
+//! finds a path's: the rate at which bytes become durable, times what a sync takes when the disk
+//! is at its quickest. More would only wait.
 
 use std::collections::{HashMap, VecDeque};
+use std::ops::RangeInclusive;
 
 use thalweg_wire::ids::StreamId;
 
@@ -17,9 +22,18 @@ use super::connection::{Connection, ConnectionKey};
 use super::machine::Core;
 use crate::io::Io;
 
-/// Bytes of batches on their way in a core, when several accounts write: a millisecond of a fast
-/// disk, and enough to keep it at work.
-pub const IN_FLIGHT_BYTES: u64 = 2 << 20;
+/// Bounds of the bytes on their way in a core, when several accounts write: below, a disk with
+/// quick syncs is not kept at work; above, a group commit takes no more at a time.
+pub const IN_FLIGHT_BYTES: RangeInclusive<u64> = 256 << 10..=8 << 20;
+/// Times the bytes that become durable during a sync. At once it could only shrink: what is on its
+/// way is written first, then synced. At twice it settles where both take as long.
+const QUEUE_GAIN: u64 = 2;
+/// Bytes that became durable are counted in windows of this length.
+const WINDOW_US: u64 = 50_000;
+/// The best of so many windows is the disk's rate.
+const WINDOWS: usize = 8;
+/// The quickest sync of this period and of the one before counts.
+const SYNC_PERIOD_US: u64 = 10_000_000;
 /// However many others there are, an account may have on its way what one over this of that is.
 const SHARES_MAX: u64 = 32;
 /// Accounts that wrote within one or two of these count as writing.
@@ -32,6 +46,57 @@ pub enum AccountId {
     Named(u64),
     /// It says nothing: each stream is for itself.
     Stream(StreamId),
+}
+
+/// How many bytes may be on their way.
+#[derive(Debug)]
+struct Queue {
+    bounds: RangeInclusive<u64>,
+    bytes_max: u64,
+    /// Bytes that became durable in the last windows.
+    windows: [u64; WINDOWS],
+    /// Counts windows; the place of the present one follows from it.
+    window: u64,
+    /// The quickest sync of this period, and of the one before.
+    sync_us: (Option<u64>, Option<u64>),
+    period: u64,
+}
+
+impl Queue {
+    fn new(bounds: RangeInclusive<u64>) -> Queue {
+        let bytes_max = *bounds.start();
+        let windows = [0; WINDOWS];
+        Queue { bounds, bytes_max, windows, window: 0, sync_us: (None, None), period: 0 }
+    }
+
+    fn became_durable(&mut self, bytes: u64, now_us: u64) {
+        let window = now_us / WINDOW_US;
+        let over = window.saturating_sub(self.window).min(WINDOWS as u64);
+        for step in 1..=over {
+            self.windows[((window + step - over) % WINDOWS as u64) as usize] = 0;
+        }
+        self.window = window;
+        self.windows[(window % WINDOWS as u64) as usize] += bytes;
+        if over > 0 {
+            self.settle();
+        }
+    }
+
+    fn synced(&mut self, took_us: u64, now_us: u64) {
+        let period = now_us / SYNC_PERIOD_US;
+        if period != self.period {
+            self.sync_us = (None, self.sync_us.0.filter(|_| period == self.period + 1));
+            self.period = period;
+        }
+        self.sync_us.0 = Some(self.sync_us.0.map_or(took_us, |least| least.min(took_us)));
+    }
+
+    fn settle(&mut self) {
+        let quickest = [self.sync_us.0, self.sync_us.1].into_iter().flatten().min().unwrap_or(0);
+        let most = self.windows.iter().max().expect("there are some");
+        let bytes = QUEUE_GAIN * most * quickest / WINDOW_US;
+        self.bytes_max = bytes.clamp(*self.bounds.start(), *self.bounds.end());
+    }
 }
 
 #[derive(Debug, Default)]
@@ -48,12 +113,12 @@ struct Account {
 pub struct AccountPlace(u32);
 
 /// The accounts of a core's shards.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Accounts {
     all: Vec<Account>,
     places: HashMap<AccountId, AccountPlace>,
     in_flight_bytes: u64,
-    in_flight_bytes_max: u64,
+    queue: Queue,
     round: u64,
     round_ends_us: u64,
     /// Accounts that wrote in this round, and in the one before.
@@ -63,10 +128,20 @@ pub struct Accounts {
 }
 
 impl Accounts {
-    /// None yet; all together may have so many bytes on their way when several write.
+    /// None yet; how many bytes all together may have on their way when several write is within
+    /// these bounds.
     #[must_use]
-    pub fn new(in_flight_bytes_max: u64) -> Accounts {
-        Accounts { in_flight_bytes_max, ..Accounts::default() }
+    pub fn new(in_flight_bytes: RangeInclusive<u64>) -> Accounts {
+        Accounts {
+            all: Vec::new(),
+            places: HashMap::new(),
+            in_flight_bytes: 0,
+            queue: Queue::new(in_flight_bytes),
+            round: 0,
+            round_ends_us: 0,
+            writing: (0, 0),
+            turns: VecDeque::new(),
+        }
     }
 
     /// The place of an account, new or not.
@@ -96,9 +171,15 @@ impl Accounts {
     }
 
     /// A batch of the account is durable, or never will be.
-    pub fn left(&mut self, place: AccountPlace, bytes: u64) {
+    pub fn left(&mut self, place: AccountPlace, bytes: u64, now_us: u64) {
         self.at(place).in_flight_bytes -= bytes;
         self.in_flight_bytes -= bytes;
+        self.queue.became_durable(bytes, now_us);
+    }
+
+    /// A sync took so long.
+    pub fn synced(&mut self, took_us: u64, now_us: u64) {
+        self.queue.synced(took_us, now_us);
     }
 
     fn begin_round(&mut self, now_us: u64) {
@@ -116,10 +197,10 @@ impl Accounts {
     #[must_use]
     pub fn may_go_on(&self, place: AccountPlace) -> bool {
         let writing = self.writing.0.max(self.writing.1);
-        if writing < 2 || self.in_flight_bytes < self.in_flight_bytes_max {
+        if writing < 2 || self.in_flight_bytes < self.queue.bytes_max {
             return true;
         }
-        let share = self.in_flight_bytes_max / writing.min(SHARES_MAX);
+        let share = self.queue.bytes_max / writing.min(SHARES_MAX);
         self.all[place.0 as usize].in_flight_bytes < share
     }
 
@@ -183,6 +264,8 @@ mod tests {
     use super::*;
     use crate::io::ConnectionId;
 
+    const BYTES_MIN: u64 = *IN_FLIGHT_BYTES.start();
+
     fn accounts() -> (Accounts, AccountPlace, AccountPlace) {
         let mut accounts = Accounts::new(IN_FLIGHT_BYTES);
         let noisy = accounts.place(AccountId::Named(1));
@@ -207,15 +290,15 @@ mod tests {
     fn beside_others_an_account_keeps_to_its_share_of_a_short_queue() {
         let (mut accounts, noisy, quiet) = accounts();
         accounts.appended(quiet, 1000, 0);
-        accounts.left(quiet, 1000);
-        accounts.appended(noisy, IN_FLIGHT_BYTES - 1, 1000);
+        accounts.left(quiet, 1000, 0);
+        accounts.appended(noisy, BYTES_MIN - 1, 1000);
         assert!(accounts.may_go_on(noisy), "what others do not use is its");
         accounts.appended(noisy, 2, 2000);
         assert!(!accounts.may_go_on(noisy) && accounts.may_go_on(quiet));
-        accounts.left(noisy, IN_FLIGHT_BYTES / 2);
+        accounts.left(noisy, BYTES_MIN / 2, 2000);
         assert!(accounts.may_go_on(noisy));
         // The other has not written for a while.
-        accounts.appended(noisy, IN_FLIGHT_BYTES, 2 * ROUND_US + 10);
+        accounts.appended(noisy, BYTES_MIN, 2 * ROUND_US + 10);
         assert!(accounts.may_go_on(noisy));
     }
 
@@ -226,5 +309,46 @@ mod tests {
         accounts.wait(quiet, key(4));
         let order: Vec<_> = std::iter::from_fn(|| accounts.next_turn()).collect();
         assert_eq!(order, [key(1), key(4), key(2), key(3)]);
+    }
+
+    /// Where the queue settles on a disk that takes `rate` bytes a microsecond and `sync_us` for a
+    /// sync, and how much of the rate is left, if all that may be on its way always is.
+    fn settled(rate: u64, sync_us: u64) -> (u64, f64) {
+        let mut queue = Queue::new(IN_FLIGHT_BYTES);
+        let (mut now_us, mut bytes) = (0, 0);
+        while now_us < 3_000_000 {
+            let group = queue.bytes_max;
+            now_us += group / rate + sync_us;
+            bytes += group;
+            queue.synced(sync_us, now_us);
+            queue.became_durable(group, now_us);
+        }
+        (queue.bytes_max, bytes as f64 / (now_us * rate) as f64)
+    }
+
+    #[test]
+    fn the_queue_is_what_the_disk_takes_during_a_sync() {
+        let (bytes, share) = settled(2000, 70);
+        assert!(bytes == BYTES_MIN && share > 0.5, "quick syncs: {bytes}, {share}");
+        let (bytes, share) = settled(500, 5000);
+        assert!((2_000_000..4_000_000).contains(&bytes), "slow syncs: {bytes}");
+        assert!(share > 0.4, "half of the time is for writing, half for the sync: {share}");
+    }
+
+    #[test]
+    fn the_queue_forgets() {
+        let mut queue = Queue::new(IN_FLIGHT_BYTES);
+        queue.synced(100, 0);
+        queue.became_durable(100 << 20, 10);
+        queue.became_durable(1, WINDOW_US);
+        assert_eq!(queue.bytes_max, 2 * (100 << 20) * 100 / WINDOW_US, "of the best window");
+        queue.synced(5000, SYNC_PERIOD_US);
+        queue.became_durable(1, SYNC_PERIOD_US);
+        assert_eq!(queue.bytes_max, BYTES_MIN, "the disk took next to nothing since");
+        assert_eq!(queue.sync_us, (Some(5000), Some(100)));
+        queue.synced(4000, 2 * SYNC_PERIOD_US);
+        assert_eq!(queue.sync_us, (Some(4000), Some(5000)));
+        queue.synced(6000, 9 * SYNC_PERIOD_US);
+        assert_eq!(queue.sync_us, (Some(6000), None), "nothing is known of the time between");
     }
 }

@@ -94,7 +94,7 @@ impl<I: Io> Core<I> {
         logs: Vec<Log>,
         time: Time,
     ) -> Core<I> {
-        let mut accounts = Accounts::new(settings.in_flight_bytes_max);
+        let mut accounts = Accounts::new(settings.in_flight_bytes.clone());
         let shards = Shards::from_logs(&logs, &mut accounts, time.now_us);
         for place in shards.places() {
             placement.claim(shards.at(place).id, settings.core);
@@ -289,6 +289,7 @@ impl<I: Io> Core<I> {
         } else if let Some(began_us) = began_us.take() {
             let took_us = self.time.now_us - began_us;
             self.counters.sync_us_max = self.counters.sync_us_max.max(took_us);
+            self.accounts.synced(took_us, self.time.now_us);
         }
     }
 

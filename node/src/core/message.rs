@@ -1,5 +1,7 @@
 //! What a core is told, and what it asks of the world outside.
 
+use std::ops::RangeInclusive;
+
 use thalweg_wire::ids::{BootId, DiskId};
 use thalweg_wire::limits::RETENTION_CLASSES;
 
@@ -33,8 +35,8 @@ pub struct CoreSettings {
     pub min_frame_bytes_per_s: u64,
     /// See [`crate::config::NodeConfig`].
     pub connections_max: usize,
-    /// Bytes of batches that may be on their way when several accounts write.
-    pub in_flight_bytes_max: u64,
+    /// Bounds of the bytes of batches that may be on their way when several accounts write.
+    pub in_flight_bytes: RangeInclusive<u64>,
     /// Segments that each log should have in wait, zero-filled or used before.
     pub free_segments_min: usize,
     /// Segments that a log keeps in wait at most; the files of others are removed.

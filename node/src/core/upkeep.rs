@@ -293,6 +293,7 @@ impl<I: Io> Core<I> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::core::fairness::IN_FLIGHT_BYTES;
     use crate::io::noop::NoopIo;
     use crate::log::segments::{LogIdentity, LogState};
     use std::sync::Arc;
@@ -309,7 +310,7 @@ mod tests {
             boot: BootId(1),
             min_frame_bytes_per_s: 1,
             connections_max: 1,
-            in_flight_bytes_max: 1 << 20,
+            in_flight_bytes: IN_FLIGHT_BYTES,
             free_segments_min: 3,
             free_segments_max: 3,
             retention_ms: RETENTION_MS,
