@@ -15,17 +15,24 @@ use thalweg_wire::build::{BatchBuilder, BatchIdentity, BatchRoom, NewRecord};
 use thalweg_wire::checksum::crc32c;
 use thalweg_wire::control::OpenExtent;
 use thalweg_wire::error::ErrorCode;
+use thalweg_wire::fetch::{FetchFrom, FetchRequest};
 use thalweg_wire::frame::{ErrorAnswer, FrameKind, small_frame};
 use thalweg_wire::hash_range::{HashKey, HashRange};
 use thalweg_wire::ids::{Epoch, ExtentId, Offset, ProducerId, ShardId};
+use thalweg_wire::limits::FETCH_BYTES_MAX;
 use thalweg_wire::produce::padded_bytes;
 
 const BUDGET_BYTES: u64 = 160 << 20;
 
 /// A valid batch of one record for shard 0 of one.
 fn batch(producer: u64, sequence: u64) -> Vec<u8> {
-    let mut builder = BatchBuilder::new(BatchRoom { records: 1, key_bytes: 1, data_bytes: 100 });
-    let (hash_key, data) = (HashKey(1), [7; 100]);
+    batch_of(producer, sequence, 100)
+}
+
+/// The same with so many bytes of data.
+fn batch_of(producer: u64, sequence: u64, data_bytes: u32) -> Vec<u8> {
+    let mut builder = BatchBuilder::new(BatchRoom { records: 1, key_bytes: 1, data_bytes });
+    let (hash_key, data) = (HashKey(1), vec![7; data_bytes as usize]);
     builder.push(&NewRecord { hash_key, client_time_ms: 1, key: b"k", data: &data });
     let identity = BatchIdentity {
         shard: ShardId { stream: STREAM, index: 0 },
@@ -47,7 +54,11 @@ struct Witness {
 
 impl Witness {
     fn appends(&mut self, after: &str) {
-        let frame = produce_frame(1, &batch(1, self.sequence));
+        self.appends_sized(after, 100);
+    }
+
+    fn appends_sized(&mut self, after: &str, data_bytes: u32) {
+        let frame = produce_frame(1, &batch_of(1, self.sequence, data_bytes));
         self.stream.write_all(&frame).expect("the witness is connected");
         let ack = first_ack(&mut self.stream);
         assert!(ack.result.is_ok(), "after {after}: {ack:?}");
@@ -227,4 +238,34 @@ fn a_sender_that_stalls_within_a_frame_is_cut_off() {
     witness.appends("a slow sender");
     let mut admin = Admin::connect(node.address(0), PATIENCE).expect("the node serves");
     assert_eq!(admin.describe(STREAM).expect("it answers").len(), 1);
+}
+
+/// What readers had asked for and did not take held all memory, for as long as they liked: nobody's
+/// batches were received any more.
+#[test]
+fn readers_that_take_nothing_do_not_stop_the_others() {
+    const BATCH_BYTES: u32 = 1 << 20;
+    const BATCHES: u64 = 192;
+    let (_data, node, mut witness) = start();
+    (0..BATCHES).for_each(|_| witness.appends_sized("nothing", BATCH_BYTES));
+    let mut stalled = Vec::new();
+    for at in 0..BATCHES / 4 {
+        let mut reader = node.raw(0);
+        let request = FetchRequest {
+            shard: ShardId { stream: STREAM, index: 0 },
+            epoch: Epoch(0),
+            from: FetchFrom::Offset(Offset(at * 4)),
+            bytes_max: FETCH_BYTES_MAX,
+            wait_ms: 0,
+        };
+        let frame = small_frame(FrameKind::Fetch, 0, at, &request.encode());
+        reader.write_all(&frame.repeat(5)).expect("the node accepts");
+        stalled.push(reader);
+    }
+    // The first of them may still find room.
+    for _ in 0..8 {
+        witness.appends_sized("readers that take nothing", BATCH_BYTES);
+    }
+    let resident = node.resident_bytes_max();
+    assert!(resident < BUDGET_BYTES + (32 << 20), "{resident} bytes resident");
 }

@@ -63,6 +63,8 @@ counters! {
     duplicates: sum,
     /// Requests and batches refused.
     refusals: sum,
+    /// Connections closed because memory was short and their peers took nothing.
+    stalled_readers_closed: sum,
     /// Units written to logs.
     groups_written: sum,
     /// Bytes written to logs, with headers, padding and footers.

@@ -110,6 +110,8 @@ pub struct Connection {
     pub frame_due_us: Option<u64>,
     /// What waits to be sent.
     pub output: Output,
+    /// When the send that is in flight began, microseconds.
+    pub send_began_us: u64,
     /// Requests that were taken and not answered.
     pub requests: u32,
     /// Its subscriptions: what it named each, and the core's own name for it.
@@ -159,6 +161,7 @@ impl Connection {
             waits_for_turn: false,
             frame_due_us: None,
             output: Output::default(),
+            send_began_us: 0,
             requests: 0,
             subscriptions: Vec::new(),
             held_back: Vec::new(),
@@ -190,6 +193,12 @@ impl Connection {
     #[must_use]
     pub fn is_within_frame(&self) -> bool {
         self.body.is_some() || self.head_end > self.head_start
+    }
+
+    /// Whether its peer has not taken what is being sent to it for so long.
+    #[must_use]
+    pub fn has_stalled(&self, now_us: u64, after_us: u64) -> bool {
+        self.output.is_sending() && now_us >= self.send_began_us + after_us
     }
 
     /// Whether the frame that is being received is large.

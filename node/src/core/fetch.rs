@@ -458,7 +458,7 @@ impl<I: Io> Core<I> {
         bytes: usize,
         purpose: Purpose,
     ) -> bool {
-        let Some(buffer) = self.allocate_keeping_reserve(bytes) else { return false };
+        let Some(buffer) = self.allocate_for_reading(bytes) else { return false };
         self.reading[log as usize].bytes += bytes;
         self.logs[log as usize].begin_read(file);
         let fetch = &mut self.fetches[id as usize];

@@ -32,12 +32,35 @@ use crate::log::segments::{AppendRefusal, Log};
 
 /// Frames smaller than this have a second to arrive, whatever the minimum rate.
 const FRAME_GRACE_US: u64 = 1_000_000;
-/// How often slow senders are looked for.
+/// How often slow senders and readers are looked for.
 const TICK_US: u64 = 100_000;
 /// How long a connection that is closing may take to accept its last answer.
 const LAST_ANSWER_US: u64 = 1_000_000;
+/// Memory is short when so long after it was first refused it still is.
+const SHORTAGE_US: u64 = 1_000_000;
+/// While memory is short, a connection whose peer has not taken what is being sent to it for so
+/// long is closed: its output cannot leave memory, and everybody's batches wait for that.
+const STALLED_US: u64 = 5_000_000;
 /// A core wakes at least this often, to look after what no completion tells of.
 const IDLE_US: u64 = 1_000_000;
+
+/// Memory that was refused.
+#[derive(Debug, Default)]
+struct Shortage {
+    since_us: Option<u64>,
+    /// Whether it was since the last tick.
+    again: bool,
+}
+
+impl Shortage {
+    /// Asked once a tick: whether memory is refused all the time.
+    fn lasts(&mut self, now_us: u64) -> bool {
+        if !std::mem::take(&mut self.again) {
+            self.since_us = None;
+        }
+        self.since_us.is_some_and(|since_us| now_us >= since_us + SHORTAGE_US)
+    }
+}
 
 /// A core. `I` is the world: a ring, a simulator, or nothing.
 pub struct Core<I: Io> {
@@ -71,6 +94,7 @@ pub struct Core<I: Io> {
     spare: Vec<ConnectionId>,
     waiting_for_memory: VecDeque<ConnectionKey>,
     large_frames: u32,
+    shortage: Shortage,
     pub(super) requests: Vec<CoreRequest>,
     pub(super) filling: Vec<Filling>,
     /// Since when a log's sync is in flight.
@@ -126,6 +150,7 @@ impl<I: Io> Core<I> {
             spare: Vec::new(),
             waiting_for_memory: VecDeque::new(),
             large_frames: 0,
+            shortage: Shortage::default(),
             requests: Vec::new(),
             filling: vec![Filling::default(); count],
             sync_began_us: vec![None; count],
@@ -415,7 +440,7 @@ impl<I: Io> Core<I> {
         let buffer = if large && self.large_frames >= LARGE_FRAMES_MAX {
             None
         } else {
-            self.allocate_keeping_reserve(bytes)
+            self.allocate_for_receiving(bytes)
         };
         let connection = self.connections.get_mut(&key.id).expect("its frame is being served");
         let Some(buffer) = buffer else {
@@ -484,20 +509,43 @@ impl<I: Io> Core<I> {
         loop {
             match append(&mut self.logs[log as usize], &mut self.io) {
                 Err(AppendRefusal::NoMemory) if self.shorten_a_tail() => {}
-                result => return result,
+                result => {
+                    if matches!(result, Err(AppendRefusal::NoMemory)) {
+                        self.memory_is_short();
+                    }
+                    return result;
+                }
             }
         }
     }
 
+    /// Somebody did not get the memory that it needs.
+    fn memory_is_short(&mut self) {
+        self.shortage.since_us.get_or_insert(self.time.now_us);
+        self.shortage.again = true;
+        self.watching = true;
+    }
+
     /// A buffer for bytes from outside: it leaves enough memory to finish what was taken.
-    pub(super) fn allocate_keeping_reserve(&mut self, bytes: usize) -> Option<BufferId> {
+    fn allocate_for_receiving(&mut self, bytes: usize) -> Option<BufferId> {
+        self.allocate_keeping(self.io.memory().total_bytes() / 8, bytes)
+    }
+
+    /// A buffer for bytes from disk: it leaves a quarter more, so that readers who take their time
+    /// do not keep batches from being received.
+    pub(super) fn allocate_for_reading(&mut self, bytes: usize) -> Option<BufferId> {
+        self.allocate_keeping(self.io.memory().total_bytes() / 8 * 3, bytes)
+    }
+
+    fn allocate_keeping(&mut self, reserve: usize, bytes: usize) -> Option<BufferId> {
         let memory = self.io.memory();
-        let reserve = memory.total_bytes() / 8;
         let tails: usize = self.logs.iter().map(|log| log.cache().bytes()).sum();
-        if memory.free_bytes() + tails < bytes + reserve {
-            return None;
+        let enough = memory.free_bytes() + tails >= bytes + reserve;
+        let buffer = enough.then(|| self.allocate(bytes)).flatten();
+        if buffer.is_none() {
+            self.memory_is_short();
         }
-        self.allocate(bytes)
+        buffer
     }
 
     pub(super) fn connection(&mut self, key: ConnectionKey) -> Option<&mut Connection> {
@@ -578,6 +626,7 @@ impl<I: Io> Core<I> {
         });
         self.touched.push(key.id);
         if !pushed {
+            self.memory_is_short();
             tracing::warn!("a connection is closed: no memory for its answers");
             self.shut(key.id);
         }
@@ -600,11 +649,9 @@ impl<I: Io> Core<I> {
     fn go_on(&mut self, id: ConnectionId) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         if matches!(connection.ending, Ending::No | Ending::AfterOutput(_)) {
-            let pieces = connection.output.start_send();
-            if !pieces.is_empty() {
-                self.io.send(id, pieces);
-            }
+            self.send(id);
         }
+        let Some(connection) = self.connections.get_mut(&id) else { return };
         match connection.ending {
             Ending::No => {
                 if !connection.receiving && !connection.waits() {
@@ -637,9 +684,15 @@ impl<I: Io> Core<I> {
             connection.receive(&mut self.io);
         }
         // What serving added to the output goes out in this turn.
+        self.send(id);
+    }
+
+    fn send(&mut self, id: ConnectionId) {
+        let Some(connection) = self.connections.get_mut(&id) else { return };
         let pieces = connection.output.start_send();
         if !pieces.is_empty() {
             self.io.send(id, pieces);
+            connection.send_began_us = self.time.now_us;
         }
     }
 
@@ -679,7 +732,9 @@ impl<I: Io> Core<I> {
         let late = |due: Option<u64>| due.is_some_and(|due_us| due_us <= now_us);
         let mut slow = Vec::new();
         let mut overdue = Vec::new();
-        self.watching = false;
+        let mut stalled = Vec::new();
+        let is_short = self.shortage.lasts(now_us);
+        self.watching = self.shortage.since_us.is_some();
         for connection in self.connections.values() {
             self.watching |= connection.frame_due_us.is_some() || connection.ending != Ending::No;
             match connection.ending {
@@ -687,10 +742,18 @@ impl<I: Io> Core<I> {
                     overdue.push(connection.key.id)
                 }
                 Ending::No if late(connection.frame_due_us) => slow.push(connection.key),
+                Ending::No if is_short && connection.has_stalled(now_us, STALLED_US) => {
+                    stalled.push(connection.key.id)
+                }
                 _ => {}
             }
         }
         overdue.into_iter().for_each(|id| self.shut(id));
+        for id in stalled {
+            tracing::warn!("a connection is closed: memory is short and it takes nothing");
+            self.counters.stalled_readers_closed += 1;
+            self.shut(id);
+        }
         let rate = self.settings.min_frame_bytes_per_s;
         for key in slow {
             self.refuse_connection(key, Refusal::new(ErrorCode::TooSlow, rate));
