@@ -75,6 +75,8 @@ counters! {
     reads: sum,
     /// Bytes read from disk.
     bytes_read: sum,
+    /// Times that what was wanted from disk was being read for another already, or just had been.
+    reads_shared: sum,
     /// Fetches answered with batches.
     fetches_answered: sum,
     /// Batches answered from memory.

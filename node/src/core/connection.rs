@@ -12,8 +12,8 @@ use thalweg_wire::codec::align_up;
 use thalweg_wire::error::Refusal;
 use thalweg_wire::frame::{FRAME_HEADER_BYTES, FrameHeader};
 
-use super::fairness::AccountPlace;
 use super::output::Output;
+use super::turns::Party;
 use crate::io::arena::PAGE_BYTES;
 use crate::io::{BufferId, ConnectionId, Io, Piece};
 use crate::log::format::FRAME_HEADER_BYTES as LOG_FRAME_BYTES;
@@ -102,9 +102,9 @@ pub struct Connection {
     pub receiving: bool,
     /// Whether it waits for memory.
     pub waits_for_memory: bool,
-    /// The account that it wrote for last.
-    pub account: Option<AccountPlace>,
-    /// Whether it waits for the turn of its account.
+    /// The shard that it wrote for last, and whose that is.
+    pub wrote_for: Option<Party>,
+    /// Whether it waits for its turn.
     pub waits_for_turn: bool,
     /// When the frame that is being received must be whole, microseconds.
     pub frame_due_us: Option<u64>,
@@ -157,7 +157,7 @@ impl Connection {
             body: None,
             receiving: false,
             waits_for_memory: false,
-            account: None,
+            wrote_for: None,
             waits_for_turn: false,
             frame_due_us: None,
             output: Output::default(),

@@ -4,22 +4,21 @@
 //! What an account has on its way, appended and not durable, is counted. As long as one account
 //! writes there is no limit. When several do, the sum is kept so small that a batch finds a short
 //! queue, and an account beyond its share of it waits: its connections are not served, and by and
-//! by not received from. They are served again in turns of accounts, one connection a turn.
-//!
-//! Bytes on their way do the work of the deficits of a deficit round robin (Shreedhar and
-//! Varghese, 1995): an account whose frames are larger has its turn later.
+//! by not received from. They are served again in [`turns`](super::turns) of accounts, then of
+//! shards.
 //!
 //! How short a queue may be is the disk's to say, and found as BBR (Cardwell and others, 2016)
 //! finds a path's: the rate at which bytes become durable, times what a sync takes when the disk
 //! is at its quickest. More would only wait.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::ops::RangeInclusive;
 
 use thalweg_wire::ids::StreamId;
 
 use super::connection::{Connection, ConnectionKey};
 use super::machine::Core;
+use super::turns::{Party, Turns};
 use crate::io::Io;
 
 /// Bounds of the bytes on their way in a core, when several accounts write: below, a disk with
@@ -104,13 +103,11 @@ struct Account {
     in_flight_bytes: u64,
     /// The round in which it wrote last.
     round: u64,
-    /// Connections that wait for their turn.
-    waiting: VecDeque<ConnectionKey>,
 }
 
 /// An account's place in its core.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct AccountPlace(u32);
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct AccountPlace(pub(super) u32);
 
 /// The accounts of a core's shards.
 #[derive(Debug)]
@@ -123,8 +120,8 @@ pub struct Accounts {
     round_ends_us: u64,
     /// Accounts that wrote in this round, and in the one before.
     writing: (u64, u64),
-    /// Those with connections that wait, the next first.
-    turns: VecDeque<AccountPlace>,
+    /// Connections that wait for their turn.
+    turns: Turns<ConnectionKey>,
 }
 
 impl Accounts {
@@ -140,7 +137,7 @@ impl Accounts {
             round: 0,
             round_ends_us: 0,
             writing: (0, 0),
-            turns: VecDeque::new(),
+            turns: Turns::default(),
         }
     }
 
@@ -205,55 +202,46 @@ impl Accounts {
     }
 
     /// Whether the connection's next frame may be served; if not, it waits for its turn. A
-    /// connection is of the account that it wrote for last.
+    /// connection is of the shard that it wrote for last.
     pub fn give_turn(&mut self, connection: &mut Connection) -> bool {
-        let Some(account) = connection.account else { return true };
-        if self.may_go_on(account) {
+        let Some(party) = connection.wrote_for else { return true };
+        if self.may_go_on(party.account) {
             return true;
         }
         // Its sender is not late while it is us who do not take the frame.
         connection.frame_due_us = None;
         if !std::mem::replace(&mut connection.waits_for_turn, true) {
-            self.wait(account, connection.key);
+            self.turns.wait(party, connection.key);
         }
         false
     }
 
-    /// A connection of the account waits for its turn.
-    fn wait(&mut self, place: AccountPlace, connection: ConnectionKey) {
-        let account = self.at(place);
-        account.waiting.push_back(connection);
-        if account.waiting.len() == 1 {
-            self.turns.push_back(place);
+    /// The connection whose turn it is, of the accounts that may go on.
+    fn next_turn(&mut self) -> Option<(Party, ConnectionKey)> {
+        if self.turns.is_empty() {
+            return None;
         }
-    }
-
-    /// The connection whose turn it is: the first of the next account that may go on.
-    pub fn next_turn(&mut self) -> Option<ConnectionKey> {
-        for _ in 0..self.turns.len() {
-            let place = self.turns.pop_front().expect("counted");
-            if !self.may_go_on(place) {
-                self.turns.push_back(place);
-                continue;
-            }
-            let account = self.at(place);
-            let connection = account.waiting.pop_front();
-            if !account.waiting.is_empty() {
-                self.turns.push_back(place);
-            }
-            return connection;
-        }
-        None
+        let mut turns = std::mem::take(&mut self.turns);
+        let next = turns.next(|account| self.may_go_on(account));
+        self.turns = turns;
+        next
     }
 }
 
 impl<I: Io> Core<I> {
+    /// A shard, and whose it is.
+    pub(super) fn party_of(&self, shard: u32) -> Party {
+        Party { account: self.shards.at(shard).account, shard }
+    }
+
     /// Connections that waited for their turn go on, as far as they may.
     pub(super) fn resume_turns(&mut self) {
-        while let Some(key) = self.accounts.next_turn() {
+        while let Some((party, key)) = self.accounts.next_turn() {
             let Some(connection) = self.connection(key) else { continue };
             connection.waits_for_turn = false;
+            let before = self.counters.bytes_appended;
             self.serve_frames(key.id);
+            self.accounts.turns.charge(party, self.counters.bytes_appended - before);
             self.touched.push(key.id);
         }
     }
@@ -303,12 +291,19 @@ mod tests {
     }
 
     #[test]
-    fn turns_go_round_among_accounts() {
+    fn connections_wait_for_the_turn_of_their_account() {
         let (mut accounts, noisy, quiet) = accounts();
-        [key(1), key(2), key(3)].into_iter().for_each(|key| accounts.wait(noisy, key));
-        accounts.wait(quiet, key(4));
+        let party = |account, shard| Party { account, shard };
+        accounts.turns.wait(party(noisy, 1), key(1));
+        accounts.turns.wait(party(noisy, 1), key(2));
+        accounts.turns.wait(party(quiet, 2), key(3));
+        accounts.appended(quiet, 1, 0);
+        accounts.appended(noisy, BYTES_MIN, 0);
+        assert_eq!(accounts.next_turn(), Some((party(quiet, 2), key(3))));
+        assert_eq!(accounts.next_turn(), None, "the noisy one is beyond its share");
+        accounts.left(noisy, BYTES_MIN, 0);
         let order: Vec<_> = std::iter::from_fn(|| accounts.next_turn()).collect();
-        assert_eq!(order, [key(1), key(4), key(2), key(3)]);
+        assert_eq!(order, [(party(noisy, 1), key(1)), (party(noisy, 1), key(2))]);
     }
 
     /// Where the queue settles on a disk that takes `rate` bytes a microsecond and `sync_us` for a

@@ -5,7 +5,7 @@
 //! are never sent unchecked; bytes from memory were checked when they came.
 
 use std::cell::Cell;
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 
 use thalweg_wire::codec::align_up;
 use thalweg_wire::control::ExtentState;
@@ -18,9 +18,10 @@ use thalweg_wire::produce::padded_bytes;
 
 use super::connection::ConnectionKey;
 use super::machine::Core;
+use super::reads::{Shared, Wanted};
 use super::shard::ExtentPlace;
 use crate::config::BLOCK_BYTES;
-use crate::io::{BufferId, Errno, FileId, Io, Piece, Token};
+use crate::io::{BufferId, Io, Piece};
 use crate::log::footer::{Footer, Trailer};
 use crate::log::format::FRAME_HEADER_BYTES;
 use crate::log::index::Target;
@@ -32,10 +33,6 @@ use crate::log::stored::check_stored;
 const READ_GAP_BYTES: u64 = 16 << 10;
 /// Bytes of one read, unless a single batch is larger.
 const READ_BYTES_MAX: u64 = 1 << 20;
-/// Bytes that a core reads from one log at a time; what asks for more waits. Few enough that the
-/// next reads are at the disk while those before are checked and sent: with everything at the
-/// disk at once, disk and processor took turns, at two thirds of the disk's rate.
-const READING_BYTES_MAX: usize = 4 << 20;
 
 /// For whom a fetch is made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -64,8 +61,10 @@ pub struct Fetch {
     request: FetchRequest,
     shard: u32,
     due_us: u64,
-    reads: Vec<Read>,
+    /// Reads that it waits for.
     reads_left: usize,
+    /// The footer that is read for it.
+    footer: Option<FooterRead>,
     parts: Vec<Part>,
     failed: Option<Refusal>,
     state: State,
@@ -81,25 +80,18 @@ enum State {
     Reads,
 }
 
-/// One read from disk, of batches or of a footer.
+/// A footer that is being read. The fetch has a reference of the buffer.
 #[derive(Clone, Copy, Debug)]
-struct Read {
+struct FooterRead {
     log: u32,
-    file: FileId,
+    sequence: u64,
     buffer: BufferId,
-    bytes: usize,
-    purpose: Purpose,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Purpose {
-    Batches,
-    Footer { sequence: u64 },
 }
 
 /// One batch of the answer.
 #[derive(Clone, Copy, Debug)]
 struct Part {
+    log: u32,
     found: Found,
     /// Where the batch's frame lies; the part has a reference of the buffer.
     buffer: BufferId,
@@ -127,34 +119,6 @@ enum Look {
     },
     /// The next batch is larger than the subscription's credit.
     NoCredit,
-}
-
-/// What is read from one log.
-#[derive(Debug, Default)]
-pub struct Reading {
-    /// Bytes of buffers that reads in flight fill.
-    bytes: usize,
-    /// Fetches that wait for their turn, the first to go on first.
-    waiting: VecDeque<u32>,
-    /// The one whose turn it is, while it goes on.
-    turn: Option<u32>,
-}
-
-impl Reading {
-    /// Whether the fetch may read so many bytes now. One that is alone is never too large.
-    fn admits(&self, id: u32, bytes: usize) -> bool {
-        let has_turn = self.waiting.is_empty() || self.turn == Some(id);
-        has_turn && (self.bytes == 0 || self.bytes + bytes <= READING_BYTES_MAX)
-    }
-
-    /// The fetch waits: behind all others, or first again.
-    fn wait(&mut self, id: u32) {
-        if self.turn == Some(id) {
-            self.waiting.push_front(id);
-        } else {
-            self.waiting.push_back(id);
-        }
-    }
 }
 
 /// Footers in memory, bounded; the one unused for longest leaves first.
@@ -241,8 +205,8 @@ impl<I: Io> Core<I> {
             request,
             shard,
             due_us: self.time.now_us + u64::from(request.wait_ms) * 1000,
-            reads: Vec::new(),
             reads_left: 0,
+            footer: None,
             parts: Vec::new(),
             failed: None,
             state: State::WaitsForTurn,
@@ -312,8 +276,11 @@ impl<I: Io> Core<I> {
     }
 
     fn wait_for_turn(&mut self, id: u32, log: u32) {
-        self.fetches[id as usize].state = State::WaitsForTurn;
-        self.reading[log as usize].wait(id);
+        let fetch = &mut self.fetches[id as usize];
+        fetch.state = State::WaitsForTurn;
+        let shard = fetch.shard;
+        let party = self.party_of(shard);
+        self.reading[log as usize].wait(party, id);
     }
 
     /// Commits happened for which these fetches wait.
@@ -336,11 +303,9 @@ impl<I: Io> Core<I> {
 
     /// Fetches that waited for their turn go on, in order, until one has to wait again.
     pub(super) fn resume_fetches(&mut self, log: usize) {
-        while let Some(id) = self.reading[log].waiting.pop_front() {
-            self.reading[log].turn = Some(id);
+        while let Some(id) = self.reading[log].begin_turn() {
             self.go_on_fetch(id);
-            self.reading[log].turn = None;
-            if self.reading[log].waiting.front() == Some(&id) {
+            if !self.reading[log].end_turn() {
                 return;
             }
         }
@@ -445,31 +410,15 @@ impl<I: Io> Core<I> {
         if !self.reading[log as usize].admits(id, bytes) {
             return false;
         }
-        let purpose = Purpose::Footer { sequence };
-        self.start_read(id, log, sealed.file, sealed.trailer.footer_at, bytes, purpose)
-    }
-
-    fn start_read(
-        &mut self,
-        id: u32,
-        log: u32,
-        file: FileId,
-        at: u64,
-        bytes: usize,
-        purpose: Purpose,
-    ) -> bool {
-        let Some(buffer) = self.allocate_for_reading(bytes) else { return false };
-        self.reading[log as usize].bytes += bytes;
-        self.logs[log as usize].begin_read(file);
+        let (file, at) = (sealed.file, sealed.trailer.footer_at);
+        // The cache of footers keeps it.
+        let wanted = Wanted { log, sequence, file, at, bytes, wanted_bytes: bytes, keep: false };
+        let Some(Shared { buffer, .. }) = self.want(id, wanted) else { return false };
+        self.io.memory_mut().retain(buffer);
         let fetch = &mut self.fetches[id as usize];
-        let part = fetch.reads.len() as u32;
-        fetch.reads.push(Read { log, file, buffer, bytes, purpose });
-        fetch.reads_left += 1;
+        fetch.footer = Some(FooterRead { log, sequence, buffer });
+        fetch.reads_left = 1;
         fetch.state = State::Reads;
-        let into = Piece { buffer, start: 0, bytes: bytes as u32 };
-        self.io.read(Token::Read { fetch: id, part }, file, at, into);
-        self.counters.reads += 1;
-        self.counters.bytes_read += bytes as u64;
         true
     }
 
@@ -487,12 +436,16 @@ impl<I: Io> Core<I> {
             let lsn = found[at].location.lsn;
             if let Some((buffer, start)) = self.logs[log as usize].cache().find(lsn) {
                 self.io.memory_mut().retain(buffer);
-                let part = Part { found: found[at], buffer, start, from_disk: false };
+                let part = Part { log, found: found[at], buffer, start, from_disk: false };
                 self.fetches[id as usize].parts.push(part);
                 at += 1;
                 continue;
             }
-            let count = self.read_together(log, &found[at..]);
+            let places = found[at..].iter().map(|found| self.place_of_batches(log, &[*found]));
+            let count = match self.reads.count_shared(places) {
+                0 => self.read_together(log, &found[at..]),
+                shared => shared,
+            };
             if !self.read_batches(id, log, &found[at..at + count]) {
                 // What was found so far is an answer; with nothing found, it waits.
                 break;
@@ -530,51 +483,56 @@ impl<I: Io> Core<I> {
         count
     }
 
-    fn read_batches(&mut self, id: u32, log: u32, found: &[Found]) -> bool {
-        let (file, base) = self.logs[log as usize].segment_file(found[0].sequence);
+    /// Where batches lie that are close together in a segment.
+    fn place_of_batches(&self, log: u32, found: &[Found]) -> Wanted {
+        let sequence = found[0].sequence;
+        let (file, base) = self.logs[log as usize].segment_file(sequence);
         let last = found.last().expect("at least one batch").location;
-        let start = (found[0].location.lsn.0 - base.0) & !(BLOCK_BYTES - 1);
+        let at = (found[0].location.lsn.0 - base.0) & !(BLOCK_BYTES - 1);
         let end = last.lsn.0 - base.0 + FRAME_HEADER_BYTES as u64 + u64::from(last.batch_bytes);
-        let bytes = (align_up(end, BLOCK_BYTES) - start) as usize;
-        if !self.start_read(id, log, file, start, bytes, Purpose::Batches) {
-            return false;
+        let bytes = (align_up(end, BLOCK_BYTES) - at) as usize;
+        Wanted { log, sequence, file, at, bytes, wanted_bytes: (end - at) as usize, keep: true }
+    }
+
+    fn read_batches(&mut self, id: u32, log: u32, found: &[Found]) -> bool {
+        let wanted = self.place_of_batches(log, found);
+        let Some(Shared { read, buffer, start }) = self.want(id, wanted) else { return false };
+        let fetch = &mut self.fetches[id as usize];
+        if read.is_some() {
+            fetch.reads_left += 1;
+            fetch.state = State::Reads;
         }
-        let buffer = self.fetches[id as usize].reads.last().expect("just started").buffer;
+        let first = found[0].location.lsn.0 & !(BLOCK_BYTES - 1);
         for found in found {
             self.io.memory_mut().retain(buffer);
-            let part_start = (found.location.lsn.0 - base.0 - start) as usize;
-            let part = Part { found: *found, buffer, start: part_start, from_disk: true };
-            self.fetches[id as usize].parts.push(part);
+            let start = start + (found.location.lsn.0 - first) as usize;
+            fetch.parts.push(Part { log, found: *found, buffer, start, from_disk: true });
         }
         true
     }
 
-    /// A read of a fetch ended.
-    pub(super) fn read_completed(&mut self, id: u32, part: u32, result: Result<u32, Errno>) {
+    /// A read that the fetch waits for ended.
+    pub(super) fn fetch_has_read(&mut self, id: u32, is_whole: bool) {
         let fetch = &mut self.fetches[id as usize];
-        let read = fetch.reads[part as usize];
         fetch.reads_left -= 1;
-        self.reading[read.log as usize].bytes -= read.bytes;
-        self.logs[read.log as usize].end_read(read.file);
-        if result != Ok(read.bytes as u32) {
-            tracing::error!(?result, bytes = read.bytes, "a read from the log failed");
+        if !is_whole {
             fetch.failed = Some(ErrorCode::Corrupt.into());
         }
         if fetch.reads_left > 0 {
             return;
         }
-        if let Some(refusal) = fetch.failed {
-            return self.finish_fetch(id, Err(refusal));
-        }
-        match read.purpose {
-            Purpose::Batches => self.finish_fetch(id, Ok(())),
-            Purpose::Footer { sequence } => {
-                self.fetches[id as usize].reads.clear();
-                let intact = self.keep_footer(read.log, sequence, read.buffer);
-                if intact {
-                    self.go_on_fetch(id)
+        match (fetch.footer.take(), fetch.failed) {
+            (None, None) => self.finish_fetch(id, Ok(())),
+            (None, Some(refusal)) => self.finish_fetch(id, Err(refusal)),
+            (Some(footer), Some(refusal)) => {
+                self.io.memory_mut().release(footer.buffer);
+                self.finish_fetch(id, Err(refusal));
+            }
+            (Some(footer), None) => {
+                if self.keep_footer(footer.log, footer.sequence, footer.buffer) {
+                    self.go_on_fetch(id);
                 } else {
-                    self.finish_fetch(id, Err(ErrorCode::Corrupt.into()))
+                    self.finish_fetch(id, Err(ErrorCode::Corrupt.into()));
                 }
             }
         }
@@ -582,8 +540,10 @@ impl<I: Io> Core<I> {
 
     /// Checks a footer that was read and keeps it; false when it is damaged.
     fn keep_footer(&mut self, log: u32, sequence: u64, buffer: BufferId) -> bool {
-        let Some(sealed) = self.logs[log as usize].sealed(sequence) else {
-            // Released meanwhile: whoever needed it looks again.
+        let is_there = self.footers.footers.contains_key(&(log, sequence));
+        let sealed = self.logs[log as usize].sealed(sequence).filter(|_| !is_there);
+        let Some(sealed) = sealed else {
+            // Another read it too, or it was released meanwhile: whoever needed it looks again.
             self.io.memory_mut().release(buffer);
             return true;
         };
@@ -606,9 +566,16 @@ impl<I: Io> Core<I> {
         }
         let result = result.and_then(|()| {
             let mut from_disk = fetch.parts.iter().filter(|part| part.from_disk);
-            from_disk.try_for_each(|part| self.check_part(fetch.shard, part))
+            let damaged = from_disk.find(|part| !self.is_intact(fetch.shard, part));
+            let Some(Part { log, found, .. }) = damaged else { return Ok(()) };
+            tracing::error!(
+                lsn = found.location.lsn.0,
+                sequence = found.sequence,
+                "stored records are damaged; they are not served"
+            );
+            self.forget_reads_of(*log, found.sequence);
+            Err(Refusal::new(ErrorCode::Corrupt, found.location.first_offset.0))
         });
-        self.release_reads(&fetch);
         let memory = self.io.memory_mut();
         match result {
             Ok(()) => self.send_parts(&fetch),
@@ -631,20 +598,10 @@ impl<I: Io> Core<I> {
     }
 
     /// Holds a batch from disk against everything that is known of it.
-    fn check_part(&self, shard: u32, part: &Part) -> Result<(), Refusal> {
-        let location = &part.found.location;
+    fn is_intact(&self, shard: u32, part: &Part) -> bool {
         let bytes = &self.io.memory().bytes(part.buffer)[part.start..];
-        let header = check_stored(bytes, part.found.sequence, location);
-        let intact = header.is_some_and(|header| header.shard == self.shards.at(shard).id);
-        if intact {
-            return Ok(());
-        }
-        tracing::error!(
-            lsn = location.lsn.0,
-            sequence = part.found.sequence,
-            "stored records are damaged; they are not served"
-        );
-        Err(Refusal::new(ErrorCode::Corrupt, location.first_offset.0))
+        let header = check_stored(bytes, part.found.sequence, &part.found.location);
+        header.is_some_and(|header| header.shard == self.shards.at(shard).id)
     }
 
     fn send_parts(&mut self, fetch: &Fetch) {
@@ -684,16 +641,9 @@ impl<I: Io> Core<I> {
 
     /// Nobody waits for it any more.
     fn drop_fetch(&mut self, fetch: &Fetch) {
-        self.release_reads(fetch);
         let memory = self.io.memory_mut();
         fetch.parts.iter().for_each(|part| memory.release(part.buffer));
         self.fetch_done(&fetch.asker);
-    }
-
-    /// The reads' own references; parts have theirs.
-    fn release_reads(&mut self, fetch: &Fetch) {
-        let of_batches = fetch.reads.iter().filter(|read| matches!(read.purpose, Purpose::Batches));
-        of_batches.for_each(|read| self.io.memory_mut().release(read.buffer));
     }
 
     fn describe_answer(&self, shard: u32, next: Offset) -> FetchAnswer {
@@ -762,26 +712,4 @@ fn cached_footer<'a>(
     let sealed = log.sealed(sequence)?;
     let trailer: &Trailer = &sealed.trailer;
     Some(Footer::checked(io.memory().bytes(cached.buffer), trailer, sealed.base))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Everything at the disk at once: disk and processor took turns.
-    #[test]
-    fn a_log_is_read_in_turns_of_bounded_bytes() {
-        let mut reading = Reading::default();
-        assert!(reading.admits(1, 2 * READING_BYTES_MAX), "one that is alone is never too large");
-        reading.bytes = READING_BYTES_MAX - 10;
-        assert!(reading.admits(2, 10));
-        assert!(!reading.admits(3, 11));
-        reading.wait(3);
-        reading.wait(4);
-        assert!(!reading.admits(5, 1), "it would overtake those that wait");
-        reading.turn = reading.waiting.pop_front();
-        assert!(!reading.admits(3, 11));
-        reading.wait(3);
-        assert_eq!(reading.waiting, [3, 4], "it keeps its turn");
-    }
 }

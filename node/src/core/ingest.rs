@@ -41,22 +41,22 @@ impl<I: Io> Core<I> {
             && pieces[0].start as usize == PAYLOAD_AT
             && FRAME_HEADER_BYTES + pieces[0].bytes as usize >= IN_PLACE_BYTES_MIN;
         let placement = if in_place { Placement::InPlace } else { Placement::Copied };
-        let (mut kept, mut account) = (false, None);
+        let (mut kept, mut wrote_for) = (false, None);
         for (item, piece) in (0..).zip(&pieces) {
             match self.admit(*piece, placement) {
                 Ok(admitted) => {
                     kept |= in_place && admitted.records > 0;
-                    account = Some(self.shards.at(admitted.shard).account);
+                    wrote_for = Some(self.party_of(admitted.shard));
                     self.wait_for_commit(produce, item, admitted);
                 }
                 Err(refusal) => self.decide(produce, item, Ack::refused(refusal)),
             }
         }
         self.spare_pieces = pieces;
-        if account.is_some()
+        if wrote_for.is_some()
             && let Some(connection) = self.connection(key)
         {
-            connection.account = account;
+            connection.wrote_for = wrote_for;
         }
         if !kept {
             self.release_payload(payload);

@@ -7,8 +7,8 @@ use std::collections::VecDeque;
 use thalweg_wire::error::{ErrorCode, Refusal};
 use thalweg_wire::ids::DiskId;
 
-use super::fetch::Reading;
 use super::machine::Core;
+use super::reads::Reading;
 use super::upkeep::Filling;
 use crate::io::Io;
 use crate::log::segments::{Log, LogIdentity, LogState};

@@ -20,8 +20,9 @@ use super::connection::{
     Progress,
 };
 use super::fairness::Accounts;
-use super::fetch::{Fetch, FooterCache, Reading};
+use super::fetch::{Fetch, FooterCache};
 pub use super::message::{CoreMessage, CoreRequest, CoreSettings, Time};
+use super::reads::{Reading, Reads};
 use super::shard::{Placement, Shards};
 use super::subscribe::Subscriptions;
 use super::upkeep::{Filling, Upkeep};
@@ -80,6 +81,7 @@ pub struct Core<I: Io> {
     pub(super) fetches: Slab<Fetch>,
     /// What is read from each log.
     pub(super) reading: Vec<Reading>,
+    pub(super) reads: Reads,
     /// When waiting fetches are answered though nothing came: time and fetch.
     pub(super) fetches_due: BTreeSet<(u64, u32)>,
     pub(super) subscriptions: Subscriptions,
@@ -123,7 +125,8 @@ impl<I: Io> Core<I> {
         for place in shards.places() {
             placement.claim(shards.at(place).id, settings.core);
         }
-        let footers = FooterCache::new(io.memory().total_bytes() / 16);
+        let memory_bytes = io.memory().total_bytes();
+        let footers = FooterCache::new(memory_bytes / 16);
         let count = logs.len();
         let upkeep = Upkeep::new(&settings, count, time);
         Core {
@@ -139,6 +142,7 @@ impl<I: Io> Core<I> {
             spare_pieces: Vec::new(),
             fetches: Slab::new(),
             reading: (0..count).map(|_| Reading::default()).collect(),
+            reads: Reads::new(memory_bytes),
             fetches_due: BTreeSet::new(),
             subscriptions: Subscriptions::default(),
             footers,
@@ -301,7 +305,7 @@ impl<I: Io> Core<I> {
                 self.logs[log as usize].on_sync(&mut self.io, result);
                 self.note_result(log, failed_before);
             }
-            Token::Read { fetch, part } => self.read_completed(fetch, part, result),
+            Token::Read { read } => self.read_completed(read, result),
             Token::Wake => {}
         }
     }
@@ -477,26 +481,27 @@ impl<I: Io> Core<I> {
         }
     }
 
-    /// A buffer at the expense of the tails in memory.
+    /// A buffer at the expense of the tails in memory and of what was read.
     pub(super) fn allocate(&mut self, bytes: usize) -> Option<BufferId> {
         loop {
             if let Some(buffer) = self.io.memory_mut().allocate(bytes) {
                 return Some(buffer);
             }
-            if !self.shorten_a_tail() {
+            if !self.let_go() {
                 return None;
             }
         }
     }
 
-    /// Lets go of the oldest part of the largest tail in memory; false when there is none.
-    fn shorten_a_tail(&mut self) -> bool {
+    /// Lets go of the oldest part of the largest tail in memory, or of what was read longest ago;
+    /// false when there is neither.
+    fn let_go(&mut self) -> bool {
         let largest = self.logs.iter_mut().max_by_key(|log| log.cache().bytes());
-        let evicted = largest.and_then(|log| log.cache_mut().evict());
-        evicted.is_some_and(|buffer| {
-            self.io.memory_mut().release(buffer);
-            true
-        })
+        let Some(buffer) = largest.and_then(|log| log.cache_mut().evict()) else {
+            return self.forget_oldest_read();
+        };
+        self.io.memory_mut().release(buffer);
+        true
     }
 
     /// Appends to a log, or makes room for it, at the expense of all tails in memory: a log by
@@ -508,7 +513,7 @@ impl<I: Io> Core<I> {
     ) -> Result<T, AppendRefusal> {
         loop {
             match append(&mut self.logs[log as usize], &mut self.io) {
-                Err(AppendRefusal::NoMemory) if self.shorten_a_tail() => {}
+                Err(AppendRefusal::NoMemory) if self.let_go() => {}
                 result => {
                     if matches!(result, Err(AppendRefusal::NoMemory)) {
                         self.memory_is_short();
@@ -540,7 +545,8 @@ impl<I: Io> Core<I> {
     fn allocate_keeping(&mut self, reserve: usize, bytes: usize) -> Option<BufferId> {
         let memory = self.io.memory();
         let tails: usize = self.logs.iter().map(|log| log.cache().bytes()).sum();
-        let enough = memory.free_bytes() + tails >= bytes + reserve;
+        let spare = memory.free_bytes() + tails + self.reads.kept_bytes();
+        let enough = spare >= bytes + reserve;
         let buffer = enough.then(|| self.allocate(bytes)).flatten();
         if buffer.is_none() {
             self.memory_is_short();
@@ -614,14 +620,14 @@ impl<I: Io> Core<I> {
         else {
             return;
         };
-        let logs = &mut self.logs;
+        let (logs, reads) = (&mut self.logs, &mut self.reads);
         let pushed = connection.output.push_bytes(self.io.memory_mut(), bytes, |memory| {
             loop {
                 if let Some(page) = memory.allocate(PAGE_BYTES) {
                     return Some(page);
                 }
-                let evicted = logs.iter_mut().find_map(|log| log.cache_mut().evict())?;
-                memory.release(evicted);
+                let evicted = logs.iter_mut().find_map(|log| log.cache_mut().evict());
+                memory.release(evicted.or_else(|| reads.forget_oldest())?);
             }
         });
         self.touched.push(key.id);

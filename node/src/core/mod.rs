@@ -2,8 +2,8 @@
 //!
 //! The way of a record: [`connection`] receives a frame, [`ingest`] takes its batches apart,
 //! [`admission`] decides and assigns, the log makes them durable, [`acknowledge`] answers;
-//! [`fairness`] keeps accounts from filling the way for others.
-//! [`fetch`] reads back, [`subscribe`] pushes, [`control`] obeys a controller,
+//! [`fairness`] keeps accounts from filling the way for others, who waits does so in [`turns`].
+//! [`fetch`] reads back by way of [`reads`], [`subscribe`] pushes, [`control`] obeys a controller,
 //! [`logs`] chooses where it lies, [`upkeep`] gives space back and has what rests checked,
 //! [`machine`] turns it all.
 
@@ -19,6 +19,8 @@ pub mod logs;
 pub mod machine;
 pub mod message;
 pub mod output;
+pub mod reads;
 pub mod shard;
 pub mod subscribe;
+pub mod turns;
 pub mod upkeep;

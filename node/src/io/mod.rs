@@ -48,12 +48,10 @@ pub enum Token {
         /// Index of the log in its core.
         log: u32,
     },
-    /// A read for fetch `fetch`; the result counts bytes.
+    /// A read from a log; the result counts bytes.
     Read {
-        /// The fetch.
-        fetch: u32,
-        /// Which of its reads.
-        part: u32,
+        /// The core's number for it.
+        read: u32,
     },
     /// Messages wait in the core's mailbox.
     Wake,
