@@ -47,9 +47,11 @@ impl<K: Copy + Ord + Hash, Q: Default> Lines<K, Q> {
     /// The line, in which somebody comes to wait.
     fn enter(&mut self, key: K) -> &mut Q {
         let line = self.all.entry(key).or_default();
-        // Nobody saves up while others wait.
-        line.given_bytes = line.given_bytes.max(self.level_bytes);
-        self.order.insert((line.given_bytes, key));
+        if !self.order.contains(&(line.given_bytes, key)) {
+            // Nobody saves up while others wait.
+            line.given_bytes = line.given_bytes.max(self.level_bytes);
+            self.order.insert((line.given_bytes, key));
+        }
         &mut line.waiting
     }
 
@@ -72,11 +74,11 @@ impl<K: Copy + Ord + Hash, Q: Default> Lines<K, Q> {
     /// The line was given so much.
     fn charge(&mut self, key: K, bytes: u64) {
         let line = self.all.entry(key).or_default();
-        let before = line.given_bytes.max(self.level_bytes);
-        let was_waiting = self.order.remove(&(line.given_bytes, key));
-        line.given_bytes = before + bytes;
-        if was_waiting {
+        if self.order.remove(&(line.given_bytes, key)) {
+            line.given_bytes += bytes;
             self.order.insert((line.given_bytes, key));
+        } else {
+            line.given_bytes = line.given_bytes.max(self.level_bytes) + bytes;
         }
     }
 }
@@ -195,6 +197,27 @@ mod tests {
         assert_eq!(turns.next(|_| true), Some((party(2, 2), 2)));
         assert_eq!(turns.next(|_| true), Some((party(1, 1), 1)));
         assert!(turns.is_empty() && turns.accounts.all.is_empty(), "nothing is kept for nobody");
+    }
+
+    /// Of an account that was passed over while the others went ahead, a second one that came to
+    /// wait was put in line as well as the first.
+    #[test]
+    fn who_may_have_no_turn_keeps_its_place() {
+        let mut turns = Turns::default();
+        turns.wait(party(1, 1), 1);
+        turns.wait(party(2, 2), 2);
+        let but_the_first = |account| account != AccountPlace(1);
+        for _ in 0..3 {
+            let (of, item) = turns.next(but_the_first).expect("the second waits");
+            turns.charge(of, 1000);
+            turns.wait(of, item);
+        }
+        turns.wait(party(1, 1), 3);
+        turns.charge(party(1, 1), 10);
+        let order: Vec<u64> =
+            std::iter::from_fn(|| turns.next(|_| true)).map(|next| next.1).collect();
+        assert_eq!(order, [1, 3, 2]);
+        assert!(turns.is_empty());
     }
 
     #[test]
