@@ -231,12 +231,11 @@ impl SimReader {
                 self.next = None;
                 self.from = FetchFrom::Earliest;
             }
-            ErrorCode::Corrupt if history.may_damage() || history.disk_errors > 0 => {
+            ErrorCode::Corrupt if history.may_damage() => {
                 outcome.refused_reads += 1;
-                if history.may_damage() {
-                    self.stopped = true;
-                }
+                self.stopped = true;
             }
+            ErrorCode::ReadFailed if history.disk_errors > 0 => outcome.refused_reads += 1,
             ErrorCode::BeyondEnd if history.may_lose() => self.leaves = true,
             // Not opened yet.
             ErrorCode::UnknownShard => self.leaves = true,

@@ -84,6 +84,9 @@ codes! {
     DuplicateForgotten = 27, "the batch was stored, but too long ago to tell where";
     /// Read side: too many calls or bytes; the hint is the wait in microseconds.
     ReadThrottled = 28, "the shard's read rate is used up: wait as long as the hint says";
+    /// The disk did not give stored records; the hint is the system's error number. They may be
+    /// intact.
+    ReadFailed = 29, "the disk failed to read stored records: read them from another replica, check the disk";
 }
 
 impl fmt::Display for ErrorCode {
@@ -146,7 +149,7 @@ mod tests {
             assert_eq!(status_from_number(status_number(Err(*code))), Some(Err(*code)));
         }
         assert_eq!(ErrorCode::from_number(0), None);
-        assert_eq!(ErrorCode::from_number(29), None);
-        assert_eq!(ErrorCode::ReadThrottled as u16, 28);
+        assert_eq!(ErrorCode::from_number(30), None);
+        assert_eq!(ErrorCode::ReadFailed as u16, 29);
     }
 }

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use glommio::io::{Directory, DmaFile};
+use glommio::sync::Gate;
 
 use super::{FillJob, errno_of};
 use crate::disk::open_segment;
@@ -63,9 +64,10 @@ impl Drop for Promise {
     }
 }
 
-/// Fills a file and tells the outcome. A file that could not be filled is removed.
-pub(super) async fn fill(job: FillJob, promised: Rc<Promised>) {
-    let outcome = match fill_in(&job, &promised).await {
+/// Fills a file and tells the outcome. A file that could not be filled is removed, as is one that
+/// is not full when the executor stops: when `at_work` is not open any more.
+pub(super) async fn fill(job: FillJob, promised: Rc<Promised>, at_work: Gate) {
+    let outcome = match fill_in(&job, &promised, &at_work).await {
         Ok(()) => open_segment(&job.path).map_err(|error| {
             tracing::error!(%error, "a filled segment cannot be opened");
             Errno::IO
@@ -78,11 +80,11 @@ pub(super) async fn fill(job: FillJob, promised: Rc<Promised>) {
     (job.done)(outcome);
 }
 
-async fn fill_in(job: &FillJob, promised: &Rc<Promised>) -> Result<(), Errno> {
+async fn fill_in(job: &FillJob, promised: &Rc<Promised>, at_work: &Gate) -> Result<(), Errno> {
     let parent = job.path.parent().ok_or(Errno::IO)?;
     let promise = Promise::make(promised, parent, job.bytes)?;
     let file = DmaFile::create(&job.path).await.map_err(errno_of)?;
-    let filled = write_zeroes(&file, job, &promise).await;
+    let filled = write_zeroes(&file, job, &promise, at_work).await;
     let synced = match filled {
         Ok(()) => file.fdatasync().await.map_err(errno_of),
         failed => failed,
@@ -95,13 +97,21 @@ async fn fill_in(job: &FillJob, promised: &Rc<Promised>) -> Result<(), Errno> {
     synced
 }
 
-async fn write_zeroes(file: &DmaFile, job: &FillJob, promise: &Promise) -> Result<(), Errno> {
+async fn write_zeroes(
+    file: &DmaFile,
+    job: &FillJob,
+    promise: &Promise,
+    at_work: &Gate,
+) -> Result<(), Errno> {
     let mut zeroes = file.alloc_dma_buffer(WRITE_BYTES);
     zeroes.as_bytes_mut().fill(0);
     let zeroes = Rc::new(zeroes);
     let depth = if job.urgent { URGENT_DEPTH } else { 1 };
     let mut at = 0;
     while at < job.bytes {
+        if !at_work.is_open() {
+            return Err(Errno::CANCELED);
+        }
         let writes = (0..depth)
             .map(|write| at + write * WRITE_BYTES as u64)
             .filter(|place| *place < job.bytes)

@@ -18,6 +18,7 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 
 use crossbeam::channel::{Receiver, Sender, unbounded};
+use glommio::sync::Gate;
 use glommio::{Latency, LocalExecutorBuilder, Placement, Shares};
 use thalweg_wire::ids::DiskId;
 
@@ -102,7 +103,8 @@ impl JobQueue {
     }
 }
 
-/// The executor's thread. Dropping it ends it.
+/// The executor's thread. Dropping it ends it, when nothing of its work is on its way to a disk any
+/// more: a write that came later could meet a file that the next start uses for something else.
 pub struct Background {
     queue: std::sync::Arc<JobQueue>,
     thread: Option<JoinHandle<()>>,
@@ -172,39 +174,36 @@ async fn serve(jobs: Receiver<Job>, woken: StdUnixStream) {
     let upkeep =
         glommio::executor().create_task_queue(Shares::Static(50), Latency::NotImportant, "upkeep");
     let promised = Rc::new(fill::Promised::default());
+    let at_work = Gate::new();
     let mut woken = adopt(woken);
     let mut bytes = [0; 256];
-    loop {
+    'jobs: loop {
         for job in jobs.try_iter() {
-            match job {
-                Job::Recover(job) => {
-                    let task = glommio::spawn_local_into(files::recover(job), recovery);
-                    task.expect("the queue was just made").detach();
-                }
+            let task = match job {
+                Job::Recover(job) => at_work.spawn_into(files::recover(job), recovery),
                 Job::Fill(job) => {
-                    let task =
-                        glommio::spawn_local_into(fill::fill(job, promised.clone()), filling);
-                    task.expect("the queue was just made").detach();
+                    let fill = fill::fill(job, promised.clone(), at_work.clone());
+                    at_work.spawn_into(fill, filling)
                 }
                 Job::Remove(path) => {
-                    let task = glommio::spawn_local_into(remove::remove(path), removing);
-                    task.expect("the queue was just made").detach();
+                    at_work.spawn_into(remove::remove(path, at_work.clone()), removing)
                 }
                 Job::Merge(task) => {
-                    let task = glommio::spawn_local_into(upkeep::merge(task), upkeep);
-                    task.expect("the queue was just made").detach();
+                    at_work.spawn_into(upkeep::merge(task, at_work.clone()), upkeep)
                 }
                 Job::Scrub(task) => {
-                    let task = glommio::spawn_local_into(upkeep::scrub(task), upkeep);
-                    task.expect("the queue was just made").detach();
+                    at_work.spawn_into(upkeep::scrub(task, at_work.clone()), upkeep)
                 }
-                Job::Stop => return,
-            }
+                Job::Stop => break 'jobs,
+            };
+            task.expect("the queues were just made, and the gate is open").detach();
         }
         if !matches!(woken.read(&mut bytes).await, Ok(1..)) {
-            return;
+            break;
         }
     }
+    // What is under way sees it between two operations, and ends.
+    at_work.close().await.expect("it is closed once");
 }
 
 /// The error number behind a glommio error.
@@ -218,4 +217,30 @@ fn errno_of(error: glommio::GlommioError<()>) -> Errno {
         }
     };
     Errno(source.raw_os_error().unwrap_or(libc::EIO))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Files that were being filled when a node stopped were written to afterwards, when the next
+    /// start in the same process had begun to use them.
+    #[test]
+    fn nothing_is_written_once_it_has_ended() {
+        let dir = tempfile::tempdir_in(".").unwrap();
+        let path = dir.path().join("segment");
+        let background = Background::start().unwrap();
+        let (told, outcome) = mpsc::channel();
+        let done = move |result: Result<OwnedFd, Errno>| told.send(result.err()).unwrap();
+        let job =
+            FillJob { path: path.clone(), bytes: 4 << 30, urgent: true, done: Box::new(done) };
+        background.queue().fill(job);
+        while !path.exists() {
+            assert!(outcome.try_recv().is_err(), "it takes longer than this");
+            std::thread::yield_now();
+        }
+        drop(background);
+        assert_eq!(outcome.try_recv(), Ok(Some(Errno::CANCELED)), "its end was waited for");
+        assert!(!path.exists(), "what is not full is no segment");
+    }
 }

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use glommio::sync::Gate;
+
 use super::files::GlommioFiles;
 use crate::io::Errno;
 use crate::log::merge::{MergeError, MergeJob, Merged, merge as merge_segments};
@@ -34,13 +36,18 @@ pub struct ScrubTask {
     pub done: Box<dyn FnOnce(Result<ScrubReport, Errno>) + Send>,
 }
 
-/// Files that are read and written no faster than a rate.
+/// Files that are read and written no faster than a rate, and not any more when the executor stops.
 struct Gentle {
     files: GlommioFiles,
     bytes_per_s: u64,
+    at_work: Gate,
 }
 
 impl Gentle {
+    fn check_at_work(&self) -> Result<(), Errno> {
+        if self.at_work.is_open() { Ok(()) } else { Err(Errno::CANCELED) }
+    }
+
     async fn pause(&self, bytes: usize) {
         let pause_us = bytes as u64 * 1_000_000 / self.bytes_per_s.max(1);
         glommio::timer::sleep(Duration::from_micros(pause_us)).await;
@@ -53,26 +60,29 @@ impl LogFiles for Gentle {
     }
 
     async fn read(&self, file: usize, at: u64, bytes: usize) -> Result<Bytes, Errno> {
+        self.check_at_work()?;
         let content = self.files.read(file, at, bytes).await;
         self.pause(bytes).await;
         content
     }
 
     async fn write(&self, file: usize, at: u64, bytes: &[u8]) -> Result<(), Errno> {
+        self.check_at_work()?;
         self.files.write(file, at, bytes).await?;
         self.pause(bytes.len()).await;
         Ok(())
     }
 
     async fn sync(&self, file: usize) -> Result<(), Errno> {
+        self.check_at_work()?;
         self.files.sync(file).await
     }
 }
 
-pub(super) async fn merge(task: MergeTask) {
+pub(super) async fn merge(task: MergeTask, at_work: Gate) {
     let outcome = match GlommioFiles::open_paths(&task.paths).await {
         Ok(files) => {
-            let gentle = Gentle { files, bytes_per_s: task.bytes_per_s };
+            let gentle = Gentle { files, bytes_per_s: task.bytes_per_s, at_work };
             let outcome = merge_segments(&gentle, &task.job).await;
             gentle.files.close().await;
             outcome
@@ -82,10 +92,10 @@ pub(super) async fn merge(task: MergeTask) {
     (task.done)(outcome);
 }
 
-pub(super) async fn scrub(task: ScrubTask) {
+pub(super) async fn scrub(task: ScrubTask, at_work: Gate) {
     let outcome = match GlommioFiles::open_paths(std::slice::from_ref(&task.path)).await {
         Ok(files) => {
-            let gentle = Gentle { files, bytes_per_s: task.bytes_per_s };
+            let gentle = Gentle { files, bytes_per_s: task.bytes_per_s, at_work };
             let outcome = scrub_segment(&gentle, &task.segment).await;
             gentle.files.close().await;
             outcome

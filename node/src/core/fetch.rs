@@ -21,7 +21,7 @@ use super::machine::Core;
 use super::reads::{Shared, Wanted};
 use super::shard::ExtentPlace;
 use crate::config::BLOCK_BYTES;
-use crate::io::{BufferId, Io, Piece};
+use crate::io::{BufferId, Errno, Io, Piece};
 use crate::log::footer::{Footer, Trailer};
 use crate::log::format::FRAME_HEADER_BYTES;
 use crate::log::index::Target;
@@ -512,11 +512,11 @@ impl<I: Io> Core<I> {
     }
 
     /// A read that the fetch waits for ended.
-    pub(super) fn fetch_has_read(&mut self, id: u32, is_whole: bool) {
+    pub(super) fn fetch_has_read(&mut self, id: u32, result: Result<(), Errno>) {
         let fetch = &mut self.fetches[id as usize];
         fetch.reads_left -= 1;
-        if !is_whole {
-            fetch.failed = Some(ErrorCode::Corrupt.into());
+        if let Err(Errno(number)) = result {
+            fetch.failed = Some(Refusal::new(ErrorCode::ReadFailed, number.unsigned_abs().into()));
         }
         if fetch.reads_left > 0 {
             return;

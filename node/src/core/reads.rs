@@ -11,6 +11,7 @@ use slab::Slab;
 
 use super::machine::Core;
 use super::turns::{Party, Turns};
+use crate::io::verdict::on_read;
 use crate::io::{BufferId, Errno, FileId, Io, Piece, Token};
 
 /// Bytes that a core reads from one log at a time; what asks for more waits. Few enough that the
@@ -289,15 +290,15 @@ impl<I: Io> Core<I> {
     /// A read ended.
     pub(super) fn read_completed(&mut self, id: u32, result: Result<u32, Errno>) {
         let bytes = self.reads.all[id as usize].wanted.bytes;
-        let is_whole = result == Ok(bytes as u32);
-        if !is_whole {
-            tracing::error!(?result, bytes, "a read from the log failed");
+        let result = on_read(result, bytes as u32);
+        if let Err(errno) = result {
+            tracing::error!(%errno, bytes, "a read from the log failed: check the disk");
         }
-        let (wanted, waiting, buffer) = self.reads.end(id, is_whole);
+        let (wanted, waiting, buffer) = self.reads.end(id, result.is_ok());
         self.reading[wanted.log as usize].end(bytes);
         self.logs[wanted.log as usize].end_read(wanted.file);
         for fetch in waiting {
-            self.fetch_has_read(fetch, is_whole);
+            self.fetch_has_read(fetch, result);
         }
         buffer.into_iter().for_each(|buffer| self.io.memory_mut().release(buffer));
         while self.reads.is_full() && self.forget_oldest_read() {}

@@ -11,6 +11,8 @@ impl Errno {
     pub const NO_SPACE: Errno = Errno(libc::ENOSPC);
     /// Input/output error.
     pub const IO: Errno = Errno(libc::EIO);
+    /// The operation was given up before it was done.
+    pub const CANCELED: Errno = Errno(libc::ECANCELED);
     /// The connection was reset.
     pub const RESET: Errno = Errno(libc::ECONNRESET);
 }
@@ -55,6 +57,19 @@ pub fn on_sync(result: Result<u32, Errno>) -> LogVerdict {
     result.map_or_else(LogVerdict::Stop, |_| LogVerdict::Done)
 }
 
+/// The verdict on a read of `expected` bytes, all of which were written: what does not come in full
+/// did not come. It stops nothing: other places of the disk may be read yet.
+///
+/// # Errors
+/// What the system said.
+pub fn on_read(result: Result<u32, Errno>, expected: u32) -> Result<(), Errno> {
+    match result {
+        Ok(read) if read == expected => Ok(()),
+        Ok(_) => Err(Errno::IO),
+        Err(errno) => Err(errno),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -66,5 +81,7 @@ mod tests {
         assert_eq!(on_write(Err(Errno::NO_SPACE), 4096), LogVerdict::Stop(Errno::NO_SPACE));
         assert_eq!(on_sync(Ok(0)), LogVerdict::Done);
         assert_eq!(on_sync(Err(Errno::IO)), LogVerdict::Stop(Errno::IO));
+        assert_eq!(on_read(Ok(4096), 4096), Ok(()));
+        assert_eq!(on_read(Ok(0), 4096), Err(Errno::IO));
     }
 }
