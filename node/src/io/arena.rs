@@ -212,6 +212,11 @@ impl Arena {
         self.entry_mut(id).on_loan = false;
     }
 
+    /// Takes all buffers back, when there is no kernel any more that could write to them.
+    pub(crate) fn end_loans(&mut self) {
+        self.buffers.iter_mut().for_each(|buffer| buffer.on_loan = false);
+    }
+
     fn address_of(&self, piece: Piece) -> *mut u8 {
         let buffer = self.entry(piece.buffer);
         let end = piece.start as usize + piece.bytes as usize;

@@ -234,6 +234,13 @@ pub struct SimIo {
     trace: Chain,
 }
 
+/// What is in flight ends with the world, which is its own kernel.
+impl Drop for SimIo {
+    fn drop(&mut self) {
+        self.arena.end_loans();
+    }
+}
+
 impl SimIo {
     /// A world around `disk`.
     ///
