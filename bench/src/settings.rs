@@ -88,7 +88,8 @@ pub struct Workload {
     /// Bytes of each record's data, 16 to 10485000
     #[arg(long, default_value_t = 1024, value_name = "N")]
     pub record_bytes: usize,
-    /// Records of each batch, 1 to 16384 [default: 500, or 1000 for records up to 256 bytes]
+    /// Records of each batch, 1 to 16384 [default: 500, or 1000 for records up to 256
+    /// bytes; fewer of more than 1 KiB, for 512 KiB of data]
     #[arg(long, value_name = "N")]
     pub batch_records: Option<u32>,
     /// Shards, 1 to 100000
@@ -213,7 +214,8 @@ pub struct Catchup {
     /// Bytes of each record's data, 16 to 10485000
     #[arg(long, default_value_t = 1024, value_name = "N")]
     pub record_bytes: usize,
-    /// Records of each batch, 1 to 16384 [default: 500, or 1000 for records up to 256 bytes]
+    /// Records of each batch, 1 to 16384 [default: 500, or 1000 for records up to 256
+    /// bytes; fewer of more than 1 KiB, for 512 KiB of data]
     #[arg(long, value_name = "N")]
     pub batch_records: Option<u32>,
     /// Shards, 1 to 100000
@@ -312,7 +314,8 @@ pub struct Soak {
     /// Bytes of each record's data, 16 to 10485000
     #[arg(long, default_value_t = 1024, value_name = "N")]
     pub record_bytes: usize,
-    /// Records of each batch, 1 to 16384 [default: 500, or 1000 for records up to 256 bytes]
+    /// Records of each batch, 1 to 16384 [default: 500, or 1000 for records up to 256
+    /// bytes; fewer of more than 1 KiB, for 512 KiB of data]
     #[arg(long, value_name = "N")]
     pub batch_records: Option<u32>,
     /// Shards, 64 to 100000; one of eight is left to age, the others are trimmed when half of the
@@ -418,7 +421,13 @@ pub struct Tenants {
     /// Records of each batch of a quiet account, 1 to 16384
     #[arg(long, default_value_t = 10, value_name = "N")]
     pub batch_records: u32,
+    /// Bytes of each record's data of the noisy account, 16 to 10485000 [default: as the others']
+    #[arg(long, value_name = "N")]
+    pub noisy_record_bytes: Option<usize>,
 }
+
+/// Data of a batch whose records were not counted.
+const BATCH_DATA_BYTES: usize = 512 << 10;
 
 /// How many records to offer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
@@ -468,7 +477,9 @@ impl Workload {
     /// Records of each batch.
     #[must_use]
     pub fn batch_records(&self) -> u32 {
-        self.batch_records.unwrap_or(if self.record_bytes <= 256 { 1000 } else { 500 })
+        let most = if self.record_bytes <= 256 { 1000 } else { 500 };
+        let fitting = BATCH_DATA_BYTES / self.record_bytes.max(1);
+        self.batch_records.unwrap_or(fitting.clamp(1, most) as u32)
     }
 
     /// Refuses what no batch or no node can hold.
@@ -550,9 +561,11 @@ mod tests {
         }
         assert_eq!(Workload { batch_records: None, ..good.clone() }.batch_records(), 500);
         assert_eq!(
-            Workload { batch_records: None, record_bytes: 100, ..good }.batch_records(),
+            Workload { batch_records: None, record_bytes: 100, ..good.clone() }.batch_records(),
             1000
         );
+        let large = Workload { batch_records: None, record_bytes: 100_000, ..good };
+        assert_eq!(large.batch_records(), 5);
     }
 
     #[test]

@@ -114,10 +114,13 @@ impl Tenants {
             node: None,
             input: None,
         };
+        let noisy_record_bytes = self.noisy_record_bytes.unwrap_or(self.record_bytes);
         let noisy = Workload {
             // Before and after what it disturbs.
             seconds: self.seconds + NOISE_MORE.as_secs() + WARM_UP.as_secs(),
             rate: Rate::Max,
+            record_bytes: noisy_record_bytes,
+            window_bytes: quiet.window_bytes.max(2 * noisy_record_bytes),
             batch_records: None,
             shards: 1024,
             ..quiet.clone()
@@ -146,9 +149,11 @@ mod tests {
             rate: 4000,
             record_bytes: 1024,
             batch_records: 10,
+            noisy_record_bytes: Some(10_000_000),
         };
         let (quiet, noisy) = settings.workloads();
         assert!(quiet.check().is_ok() && noisy.check().is_ok());
         assert!(noisy.seconds > quiet.seconds);
+        assert_eq!((quiet.record_bytes, noisy.record_bytes), (1024, 10_000_000));
     }
 }
