@@ -64,6 +64,9 @@ impl Reading {
 
     /// The next fetch has its turn, if one waits.
     pub fn begin_turn(&mut self) -> Option<u32> {
+        if self.waiting.is_empty() {
+            return None;
+        }
         let (party, fetch) = self.waiting.next(|_| true)?;
         self.turn = Some(Turn { party, fetch, begun_bytes: self.begun_bytes, waits: false });
         Some(fetch)
