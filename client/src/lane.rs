@@ -7,7 +7,8 @@
 //!
 //! **Invariant:** a batch that may have been stored is sent again under the same identity and
 //! sequence or not at all, and no other batch is sent under them: else the node would store the
-//! first twice, or take the other for a repetition and never store it.
+//! first twice, or take the other for a repetition and never store it. What is in a batch changes only
+//! after an answer that proves that it was not stored.
 
 use std::collections::VecDeque;
 
@@ -51,7 +52,13 @@ const UNKNOWN: Stage = Stage::Done(Err(Refusal { code: ErrorCode::ProducerUnknow
 
 /// The refusals that a node gives only after it found that it had not stored the batch before.
 fn proves_not_stored(code: ErrorCode) -> bool {
-    matches!(code, ErrorCode::SequenceGap | ErrorCode::Throttled | ErrorCode::HashOutOfRange)
+    matches!(
+        code,
+        ErrorCode::SequenceGap
+            | ErrorCode::Throttled
+            | ErrorCode::PartlyThrottled
+            | ErrorCode::HashOutOfRange
+    )
 }
 
 /// What the lane's driver must do after an answer.
@@ -98,6 +105,8 @@ pub struct Lane {
     busy_wait_us: u64,
     /// Whether throttled batches are sent again, or reported.
     repeat_throttled: bool,
+    /// Whether a closed extent is the end of its shard, or another will follow it.
+    ends_when_closed: bool,
     /// Since when nothing was stored and batches were refused in ways that may pass.
     refused_since_us: Option<u64>,
     /// How long such refusals are answered by sending again.
@@ -126,6 +135,7 @@ impl Lane {
             not_before_us: 0,
             busy_wait_us: BUSY_WAIT_US.0,
             repeat_throttled,
+            ends_when_closed: false,
             refused_since_us: None,
             patience_us: u64::MAX,
         }
@@ -136,6 +146,13 @@ impl Lane {
     /// refusal: it says itself when it ends.
     pub fn set_patience_us(&mut self, patience_us: u64) {
         self.patience_us = patience_us;
+    }
+
+    /// Has batches that a closed extent refuses reported at once: whoever drives the lane knows where
+    /// a shard's records go when it has ended. Without, they are sent again until another extent is
+    /// open.
+    pub fn end_when_closed(&mut self) {
+        self.ends_when_closed = true;
     }
 
     /// Whether the window is full.
@@ -213,11 +230,7 @@ impl Lane {
 
     /// The batch that was sent as `sequence` was answered.
     pub fn on_ack(&mut self, batch: u32, ack: &Ack, now_us: u64) -> Reaction {
-        let Some(place) = self
-            .entries
-            .iter()
-            .position(|entry| entry.batch == batch && entry.stage == Stage::Sent)
-        else {
+        let Some(place) = self.place_of_sent(batch) else {
             // An answer of a connection that was given up.
             return Reaction::None;
         };
@@ -232,6 +245,22 @@ impl Lane {
             Err(refusal) => refusal,
         };
         self.on_refusal(place, refusal, now_us)
+    }
+
+    /// The shard's limits take some of the batch's records, which are independent, and not others:
+    /// it is sent again at once, under the sequence that it left free. Whether it is: then the driver
+    /// takes those others out before it sends anything. Not when the answer is of a connection that was
+    /// given up, and not when nothing was stored for too long: then the batch leaves with this refusal.
+    pub fn on_partly_throttled(&mut self, batch: u32, refusal: Refusal, now_us: u64) -> bool {
+        let Some(place) = self.place_of_sent(batch) else { return false };
+        self.sent -= 1;
+        // Only what is not stored is told this.
+        self.entries[place].doubtful = false;
+        self.repeat(place, refusal, now_us, 0).is_none()
+    }
+
+    fn place_of_sent(&self, batch: u32) -> Option<usize> {
+        self.entries.iter().position(|entry| entry.batch == batch && entry.stage == Stage::Sent)
     }
 
     fn on_refusal(&mut self, place: usize, refusal: Refusal, now_us: u64) -> Reaction {
@@ -262,6 +291,7 @@ impl Lane {
                 self.epoch = Epoch(refusal.hint);
                 self.repeat(place, refusal, now_us, 0).unwrap_or(Reaction::None)
             }
+            ErrorCode::ExtentClosed if self.ends_when_closed => self.give_up(place, refusal),
             // With a newer route than the node's: its shard went elsewhere.
             ErrorCode::StaleEpoch
             | ErrorCode::WrongCore
@@ -357,6 +387,35 @@ impl Lane {
         }
         self.send_again(place, now_us + wait_us);
         None
+    }
+
+    /// A batch that counts as sent never left: its connection was gone before. Nothing of it can
+    /// have been stored by this try. To be told before [`Lane::on_connection_lost`].
+    pub fn on_not_sent(&mut self, batch: u32) {
+        let is_it = |entry: &&mut Entry| entry.batch == batch && entry.stage == Stage::Sent;
+        let Some(entry) = self.entries.iter_mut().find(is_it) else { return };
+        entry.stage = if entry.former && entry.doubtful { UNKNOWN } else { Stage::Waits };
+        if !entry.former {
+            // Else its sequence was counted under an identity that is no more.
+            self.next_sequence = self.next_sequence.min(entry.sequence);
+        }
+        self.sent -= 1;
+    }
+
+    /// Nobody can be reached who would take the batches: those that wait are given up. They leave
+    /// with this refusal; what may have been stored by an earlier try, with its outcome unknown.
+    ///
+    /// # Panics
+    /// When something is under way: it is answered, or lost, first.
+    pub fn give_up_waiting(&mut self, refusal: Refusal) -> Reaction {
+        assert!(self.is_quiet(), "what is under way is answered or lost first");
+        let mut may_be_stored = false;
+        for entry in self.entries.iter_mut().filter(|entry| entry.stage == Stage::Waits) {
+            entry.stage = Stage::Done(Err(refusal));
+            may_be_stored |= entry.doubtful;
+        }
+        self.refused_since_us = None;
+        if may_be_stored { Reaction::ChangeProducer } else { Reaction::None }
     }
 
     /// The connection is gone: whatever was sent is to be sent again, and may have been stored.
@@ -670,6 +729,108 @@ mod tests {
         send_all(&mut lane, 0);
         lane.on_ack(11, &Ack::refused(ErrorCode::Malformed), 0);
         assert!(lane.take_done().unwrap().outcome_unknown, "judged before repetitions are");
+    }
+
+    #[test]
+    fn what_never_left_is_not_in_doubt() {
+        let mut lane = lane();
+        (10..13).for_each(|batch| lane.push(batch));
+        send_all(&mut lane, 0);
+        lane.on_not_sent(12);
+        lane.on_connection_lost();
+        assert_eq!(send_all(&mut lane, 0), [(10, 0), (11, 1), (12, 2)]);
+        for batch in 10..13 {
+            lane.on_ack(batch, &Ack::refused(ErrorCode::Malformed), 0);
+        }
+        let unknown: Vec<bool> =
+            std::iter::from_fn(|| lane.take_done()).map(|left| left.outcome_unknown).collect();
+        assert_eq!(unknown, [true, true, false]);
+    }
+
+    #[test]
+    fn what_is_given_up_leaves_no_gap_and_what_may_be_stored_changes_the_producer() {
+        let refusal = ErrorCode::Stopping.into();
+        let mut lane = lane();
+        (10..12).for_each(|batch| lane.push(batch));
+        send_all(&mut lane, 0);
+        lane.on_ack(10, &stored(0), 0);
+        lane.on_not_sent(11);
+        assert_eq!(lane.give_up_waiting(refusal), Reaction::None);
+        assert!(lane.take_done().unwrap().result.is_ok());
+        let left = lane.take_done().unwrap();
+        assert_eq!((left.result, left.outcome_unknown), (Err(refusal), false));
+        lane.push(12);
+        assert_eq!(send_all(&mut lane, 0), [(12, 1)]);
+        lane.on_connection_lost();
+        assert_eq!(lane.give_up_waiting(refusal), Reaction::ChangeProducer);
+        assert!(lane.take_done().unwrap().outcome_unknown);
+        lane.change_producer(ProducerId(8));
+        lane.push(13);
+        assert_eq!(send_all(&mut lane, 0), [(13, 0)]);
+    }
+
+    const PARTLY: Refusal = Refusal { code: ErrorCode::PartlyThrottled, hint: 9 };
+
+    #[test]
+    fn a_partly_throttled_batch_keeps_its_sequence_and_those_behind_follow_it() {
+        let mut lane = lane();
+        (10..13).for_each(|batch| lane.push(batch));
+        send_all(&mut lane, 0);
+        lane.on_ack(10, &stored(0), 0);
+        assert!(lane.on_partly_throttled(11, PARTLY, 0));
+        assert!(!lane.on_partly_throttled(11, PARTLY, 0), "it is not under way");
+        assert_eq!(send_all(&mut lane, 0), [], "12 is still under way");
+        lane.on_ack(12, &Ack::refused(Refusal::new(ErrorCode::SequenceGap, 1)), 0);
+        assert_eq!(send_all(&mut lane, 0), [(11, 1), (12, 2)], "at once");
+        // Tokens that were held too long are asked for anew.
+        assert!(lane.on_partly_throttled(11, PARTLY, 0));
+        lane.on_ack(12, &Ack::refused(Refusal::new(ErrorCode::SequenceGap, 1)), 0);
+        assert_eq!(send_all(&mut lane, 0), [(11, 1), (12, 2)]);
+    }
+
+    #[test]
+    fn what_may_be_stored_is_partly_throttled_only_once_it_is_known_not_to_be() {
+        let mut lane = lane();
+        lane.push(10);
+        send_all(&mut lane, 0);
+        lane.on_connection_lost();
+        assert!(!lane.on_partly_throttled(10, PARTLY, 0), "of the lost connection");
+        assert_eq!(send_all(&mut lane, 0), [(10, 0)]);
+        assert!(lane.on_partly_throttled(10, PARTLY, 0));
+        assert_eq!(lane.give_up_waiting(ErrorCode::Stopping.into()), Reaction::None);
+        assert!(!lane.take_done().unwrap().outcome_unknown);
+    }
+
+    #[test]
+    fn a_node_that_takes_parts_for_ever_is_not_asked_for_ever() {
+        let mut lane = lane();
+        lane.set_patience_us(1000);
+        lane.push(10);
+        send_all(&mut lane, 0);
+        assert!(lane.on_partly_throttled(10, PARTLY, 0));
+        send_all(&mut lane, 1000);
+        assert!(!lane.on_partly_throttled(10, PARTLY, 1000));
+        let left = lane.take_done().unwrap();
+        assert_eq!((left.result, left.outcome_unknown), (Err(PARTLY), false));
+        lane.push(11);
+        assert_eq!(send_all(&mut lane, 1000), [(11, 0)]);
+    }
+
+    #[test]
+    fn the_end_of_a_shard_is_told_at_once_where_it_is_known_to_be_one() {
+        let mut lane = lane();
+        lane.end_when_closed();
+        lane.push(10);
+        lane.push(11);
+        assert_eq!(send_all(&mut lane, 0), [(10, 0), (11, 1)]);
+        let closed = Ack::refused(ErrorCode::ExtentClosed);
+        for batch in [10, 11] {
+            assert_eq!(lane.on_ack(batch, &closed, 0), Reaction::None);
+            let left = lane.take_done().expect("it left");
+            assert_eq!((left.batch, left.outcome_unknown), (batch, false));
+            assert_eq!(left.result, Err(ErrorCode::ExtentClosed.into()));
+        }
+        assert!(lane.is_empty());
     }
 
     #[test]

@@ -194,9 +194,12 @@ fn take_answer(
     Ok(place)
 }
 
-/// Checks the batches of an answer or event and hands them over; `next` is the offset that is due
-/// and moves on with them. Answers the bytes of the batches, as the node counts them.
-pub(crate) fn check_batches(
+/// Checks the batches of a fetch's answer or an event and hands them over; `next` is the offset
+/// that is due and moves on with them. Answers the bytes of the batches, as the node counts them.
+///
+/// # Errors
+/// [`ClientError::Damaged`] when a batch is, [`ClientError::Gap`] when another was due.
+pub fn check_batches(
     payload: &[u8],
     items: u32,
     id: ShardId,

@@ -1,9 +1,11 @@
 //! Building a batch: the archive is written in its final place as records arrive, so that a
 //! record's bytes are copied once between the caller and the socket.
 
-use crate::batch::{BatchHeader, ENTRY_BYTES, HEADER_BYTES, ROOT_BYTES};
+use std::ops::Range;
+
+use crate::batch::{BatchHeader, ENTRY_BYTES, FLAG_PARTIAL, HEADER_BYTES, ROOT_BYTES};
 use crate::checksum::crc32c;
-use crate::codec::{align_up, put};
+use crate::codec::{align_up, put, u32_at};
 use crate::hash_range::HashKey;
 use crate::ids::{Epoch, Offset, ProducerId, ShardId};
 use crate::limits;
@@ -137,6 +139,57 @@ impl BatchBuilder {
         self.records += 1;
     }
 
+    /// The room that some of its records take, exactly.
+    ///
+    /// # Panics
+    /// When it has fewer records.
+    #[must_use]
+    pub fn room_of(&self, records: Range<u32>) -> BatchRoom {
+        let columns = self.columns();
+        let (first, last) = (columns.ends_before(records.start), columns.ends_before(records.end));
+        BatchRoom {
+            records: records.end - records.start,
+            key_bytes: last.0 - first.0,
+            data_bytes: last.1 - first.1,
+        }
+    }
+
+    /// Adds some records of another batch, in their order: a copy of each column, whatever their
+    /// number. The other may be closed already.
+    ///
+    /// # Panics
+    /// When they do not fit, or the other has fewer.
+    pub fn push_range(&mut self, other: &BatchBuilder, records: Range<u32>) {
+        let added = other.room_of(records.clone());
+        assert!(
+            self.closed.is_none()
+                && self.records + added.records <= self.room.records
+                && self.key_bytes + added.key_bytes <= self.room.key_bytes
+                && self.data_bytes + added.data_bytes <= self.room.data_bytes,
+            "the batch has no room for the records"
+        );
+        let columns = other.columns();
+        let (key_start, data_start) = columns.ends_before(records.start);
+        let key_at = self.keys_at() + self.key_bytes as usize;
+        let data_at = self.data_at() + self.data_bytes as usize;
+        put(&mut self.bytes, key_at, part(columns.keys, key_start, added.key_bytes));
+        put(&mut self.bytes, data_at, part(columns.data, data_start, added.data_bytes));
+        let entries = part(columns.entries, records.start, added.records);
+        let entry_at = HEADER_BYTES + self.records as usize * ENTRY_BYTES;
+        let places = self.bytes[entry_at..].as_chunks_mut::<ENTRY_BYTES>().0;
+        for (place, entry) in places.iter_mut().zip(entries) {
+            *place = *entry;
+            // Modulo 2^32: what is taken away may be more than what is there, not than the sum.
+            let key_end = u32_at(entry, 24).wrapping_sub(key_start).wrapping_add(self.key_bytes);
+            let data_end = u32_at(entry, 28).wrapping_sub(data_start).wrapping_add(self.data_bytes);
+            put(place, 24, key_end.to_le_bytes());
+            put(place, 28, data_end.to_le_bytes());
+        }
+        self.records += added.records;
+        self.key_bytes += added.key_bytes;
+        self.data_bytes += added.data_bytes;
+    }
+
     /// Completes the body; answers it. Records are not taken any more until `clear`.
     ///
     /// # Panics
@@ -151,7 +204,12 @@ impl BatchBuilder {
         self.body()
     }
 
-    fn body(&self) -> &[u8] {
+    /// The body of a batch that was closed.
+    ///
+    /// # Panics
+    /// When it was not.
+    #[must_use]
+    pub fn body(&self) -> &[u8] {
         let (body_bytes, _) = self.closed.expect("the batch was closed");
         &self.bytes[HEADER_BYTES..HEADER_BYTES + body_bytes]
     }
@@ -172,10 +230,48 @@ impl BatchBuilder {
     /// # Panics
     /// When the batch has no record.
     pub fn finish(&mut self, identity: &BatchIdentity) -> &[u8] {
+        self.finish_flagged(identity, 0)
+    }
+
+    /// The same for a batch whose records are independent: when a shard's limits do not take all of
+    /// it, its leader says which of them they would.
+    ///
+    /// # Panics
+    /// When the batch has no record.
+    pub fn finish_partial(&mut self, identity: &BatchIdentity) -> &[u8] {
+        self.finish_flagged(identity, FLAG_PARTIAL)
+    }
+
+    fn finish_flagged(&mut self, identity: &BatchIdentity, flags: u16) -> &[u8] {
         self.close();
-        let (body_bytes, body_crc) = self.closed.expect("just closed");
+        let header = self.header_flagged(identity, flags);
+        put(&mut self.bytes, 0, header);
+        self.bytes()
+    }
+
+    /// The header of a closed batch under an identity, for who sends header and body from two
+    /// places: so the batch can be shared while it is sent.
+    ///
+    /// # Panics
+    /// When the batch was not closed.
+    #[must_use]
+    pub fn header(&self, identity: &BatchIdentity) -> [u8; HEADER_BYTES] {
+        self.header_flagged(identity, 0)
+    }
+
+    /// The same of a batch whose records are independent, as of [`BatchBuilder::finish_partial`].
+    ///
+    /// # Panics
+    /// When the batch was not closed.
+    #[must_use]
+    pub fn header_partial(&self, identity: &BatchIdentity) -> [u8; HEADER_BYTES] {
+        self.header_flagged(identity, FLAG_PARTIAL)
+    }
+
+    fn header_flagged(&self, identity: &BatchIdentity, flags: u16) -> [u8; HEADER_BYTES] {
+        let (body_bytes, body_crc) = self.closed.expect("the batch was closed");
         let header = BatchHeader {
-            flags: 0,
+            flags,
             body_bytes: body_bytes as u32,
             records: self.records,
             body_crc,
@@ -187,14 +283,30 @@ impl BatchBuilder {
             append_time_ms: 0,
             epoch: identity.epoch,
         };
-        put(&mut self.bytes, 0, header.encode());
-        &self.bytes[..HEADER_BYTES + body_bytes]
+        header.encode()
     }
 
     /// Empties the batch and keeps its memory.
     pub fn clear(&mut self) {
         (self.records, self.key_bytes, self.data_bytes) = (0, 0, 0);
         self.closed = None;
+    }
+
+    /// Where the columns stand: apart until the batch is closed, then side by side.
+    fn columns(&self) -> Columns<'_> {
+        let entries = &self.bytes[HEADER_BYTES..][..self.records as usize * ENTRY_BYTES];
+        let (keys_at, data_at) = match self.closed {
+            None => (self.keys_at(), self.data_at()),
+            Some(_) => {
+                let keys_at = HEADER_BYTES + entries.len();
+                (keys_at, keys_at + self.key_bytes as usize)
+            }
+        };
+        Columns {
+            entries: entries.as_chunks().0,
+            keys: &self.bytes[keys_at..][..self.key_bytes as usize],
+            data: &self.bytes[data_at..][..self.data_bytes as usize],
+        }
     }
 
     fn keys_at(&self) -> usize {
@@ -234,6 +346,28 @@ impl BatchBuilder {
     }
 }
 
+/// The columns of a builder.
+struct Columns<'a> {
+    entries: &'a [[u8; ENTRY_BYTES]],
+    keys: &'a [u8],
+    data: &'a [u8],
+}
+
+impl Columns<'_> {
+    /// Ends of the key and of the data before a record: where its own begin.
+    fn ends_before(&self, record: u32) -> (u32, u32) {
+        match (record as usize).checked_sub(1) {
+            None => (0, 0),
+            Some(before) => (u32_at(&self.entries[before], 24), u32_at(&self.entries[before], 28)),
+        }
+    }
+}
+
+/// `count` items of a column, from `start` on.
+fn part<T>(column: &[T], start: u32, count: u32) -> &[T] {
+    &column[start as usize..][..count as usize]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -266,12 +400,7 @@ mod tests {
     }
 
     fn build(room: BatchRoom, records: &[(HashKey, String, Vec<u8>)]) -> AlignedVec<16> {
-        let mut builder = BatchBuilder::new(room);
-        for (time, (hash_key, key, data)) in (100..).zip(records) {
-            let (key, hash_key) = (key.as_bytes(), *hash_key);
-            builder.push(&NewRecord { hash_key, client_time_ms: time, key, data });
-        }
-        aligned(builder.finish(&IDENTITY))
+        aligned(builder_of(room, records).finish(&IDENTITY))
     }
 
     const ROOM: BatchRoom = BatchRoom { records: 50, key_bytes: 1000, data_bytes: 1000 };
@@ -308,6 +437,56 @@ mod tests {
         assert_eq!(first[HEADER_BYTES..], again[HEADER_BYTES..]);
         assert_eq!(BatchHeader::decode(&again).unwrap().sequence, 14);
         assert_eq!(builder.bytes(), again);
+    }
+
+    fn builder_of(room: BatchRoom, records: &[(HashKey, String, Vec<u8>)]) -> BatchBuilder {
+        let mut builder = BatchBuilder::new(room);
+        for (time, (hash_key, key, data)) in (100..).zip(records) {
+            let (key, hash_key) = (key.as_bytes(), *hash_key);
+            builder.push(&NewRecord { hash_key, client_time_ms: time, key, data });
+        }
+        builder
+    }
+
+    #[test]
+    fn batches_joined_and_taken_apart_are_those_of_the_same_records() {
+        let records = sample(40);
+        let whole = builder_of(ROOM, &records).finish(&IDENTITY).to_vec();
+        for cut in [0, 1, 17, 39, 40] {
+            for close_first in [false, true] {
+                let mut parts = [ROOM, ROOM].map(BatchBuilder::new);
+                let mut all = builder_of(ROOM, &records);
+                if close_first {
+                    all.close();
+                }
+                parts[0].push_range(&all, 0..cut);
+                parts[1].push_range(&all, cut..40);
+                if close_first && (1..40).contains(&cut) {
+                    parts.iter_mut().for_each(|part| drop(part.close().to_vec()));
+                }
+                let room = all.room_of(0..40);
+                assert_eq!(u64::from(room.key_bytes + room.data_bytes), all.charged_bytes());
+                let mut joined = BatchBuilder::new(room);
+                parts.iter().for_each(|part| joined.push_range(part, 0..part.records()));
+                assert_eq!(joined.finish(&IDENTITY), whole, "cut at {cut}");
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "no room")]
+    fn what_does_not_fit_is_not_joined() {
+        let builder = builder_of(ROOM, &sample(40));
+        let mut small = BatchBuilder::new(BatchRoom { records: 39, ..ROOM });
+        small.push_range(&builder, 0..40);
+    }
+
+    #[test]
+    fn header_and_body_apart_are_the_finished_batch() {
+        let mut builder = builder_of(ROOM, &sample(7));
+        builder.close();
+        let apart = [&builder.header(&IDENTITY)[..], builder.body()].concat();
+        assert_eq!(builder.finish(&IDENTITY), apart);
     }
 
     #[test]

@@ -87,6 +87,9 @@ codes! {
     /// The disk did not give stored records; the hint is the system's error number. They may be
     /// intact.
     ReadFailed = 29, "the disk failed to read stored records: read them from another replica, check the disk";
+    /// Some records of a batch whose records are independent find no tokens; nothing was stored.
+    /// The hint is the wait in microseconds until the first of them would; verdicts say which.
+    PartlyThrottled = 30, "the shard's rate is used up for some of the records: send the others again";
 }
 
 impl fmt::Display for ErrorCode {
@@ -149,7 +152,7 @@ mod tests {
             assert_eq!(status_from_number(status_number(Err(*code))), Some(Err(*code)));
         }
         assert_eq!(ErrorCode::from_number(0), None);
-        assert_eq!(ErrorCode::from_number(30), None);
-        assert_eq!(ErrorCode::ReadFailed as u16, 29);
+        assert_eq!(ErrorCode::from_number(31), None);
+        assert_eq!(ErrorCode::PartlyThrottled as u16, 30);
     }
 }

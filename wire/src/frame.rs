@@ -57,8 +57,10 @@ kinds! {
     HelloAnswer = 2, 4096;
     /// Batches to append; `items` counts them.
     Produce = 3, limits::FRAME_PAYLOAD_BYTES_MAX;
-    /// One [`crate::produce::Ack`] a batch, in the request's order.
-    ProduceAnswer = 4, limits::FRAME_BATCHES_MAX * crate::produce::ACK_BYTES as u32;
+    /// One [`crate::produce::Ack`] a batch, in the request's order; then the
+    /// [`crate::produce::Verdicts`] of those that were refused in part.
+    ProduceAnswer = 4, limits::FRAME_BATCHES_MAX * crate::produce::ACK_BYTES as u32
+        + limits::FRAME_VERDICT_BYTES_MAX;
     /// [`crate::fetch::FetchRequest`].
     Fetch = 5, SMALL;
     /// [`crate::fetch::FetchAnswer`], then batches; `items` counts them.

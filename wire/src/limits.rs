@@ -17,6 +17,9 @@ pub const BODY_BYTES_MAX: u32 = RECORD_BYTES_MAX + PARTITION_KEY_BYTES_MAX + 102
 pub const FRAME_BATCHES_MAX: u32 = 256;
 /// Payload of a frame that carries several batches.
 pub const FRAME_MANY_BATCHES_BYTES_MAX: u32 = 1024 * 1024;
+/// Bytes of the verdicts in one produce answer: a bit a record, whole bytes a batch.
+pub const FRAME_VERDICT_BYTES_MAX: u32 =
+    FRAME_MANY_BATCHES_BYTES_MAX / crate::batch::ENTRY_BYTES as u32 / 8 + FRAME_BATCHES_MAX;
 /// Payload of any frame: one batch of the largest size.
 pub const FRAME_PAYLOAD_BYTES_MAX: u32 = BODY_BYTES_MAX + crate::batch::HEADER_BYTES as u32 + 64;
 /// Bytes that one fetch may ask for; an answer holds at least one batch whatever its size.

@@ -16,6 +16,9 @@ pub const ACK_BYTES: usize = 32;
 /// The batch had been stored before: this is the answer of its original.
 pub const ACK_DUPLICATE: u16 = 1;
 
+/// Where an [`Ack`] has the count of its verdicts.
+const JUDGED_AT: usize = 8;
+
 /// The answer for one batch.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Ack {
@@ -81,17 +84,74 @@ impl Ack {
     }
 }
 
-/// Takes the payload of a produce answer apart.
+/// Which records of a refused batch its shard's limits would take: those for which tokens are held.
+/// Empty for any other answer than [`ErrorCode::PartlyThrottled`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Verdicts<'a> {
+    bits: &'a [u8],
+    records: u32,
+}
+
+impl Verdicts<'_> {
+    /// Whether each record of the batch is taken, in order.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = bool> + '_ {
+        (0..self.records as usize).map(|at| self.bits[at / 8] >> (at % 8) & 1 == 1)
+    }
+}
+
+/// The answer for a batch of which some records find no tokens, as it travels: the ack, and what
+/// follows the acks.
+#[must_use]
+pub fn encode_verdicts(wait_us: u64, verdicts: &[bool]) -> ([u8; ACK_BYTES], Vec<u8>) {
+    let mut ack = Ack::refused(Refusal::new(ErrorCode::PartlyThrottled, wait_us)).encode();
+    put(&mut ack, JUDGED_AT, (verdicts.len() as u32).to_le_bytes());
+    let byte = |bits: &[bool]| {
+        bits.iter().enumerate().fold(0, |byte, (at, taken)| byte | u8::from(*taken) << at)
+    };
+    (ack, verdicts.chunks(8).map(byte).collect())
+}
+
+/// Takes the payload of a produce answer apart: one answer a batch, with its verdicts.
 ///
 /// # Errors
-/// When its length is not that of `items` answers, or one is malformed.
+/// When its length is not that of `items` answers and the verdicts they announce, or one is
+/// malformed.
+pub fn decode_answers(
+    payload: &[u8],
+    items: u32,
+) -> Result<impl Iterator<Item = Result<(Ack, Verdicts<'_>), FrameError>>, FrameError> {
+    let malformed = |what| FrameError::Payload { kind: FrameKind::ProduceAnswer, what };
+    let (acks, mut verdicts) = payload
+        .split_at_checked(items as usize * ACK_BYTES)
+        .ok_or(malformed("fewer answers than items"))?;
+    let (acks, _) = acks.as_chunks::<ACK_BYTES>();
+    let announced: usize = acks.iter().map(|ack| judged(ack).div_ceil(8) as usize).sum();
+    if announced != verdicts.len() {
+        return Err(malformed("verdicts that no answer announces, or too few"));
+    }
+    Ok(acks.iter().map(move |ack| {
+        let records = judged(ack);
+        let (bits, others) = verdicts.split_at(records.div_ceil(8) as usize);
+        verdicts = others;
+        Ok((Ack::decode(ack)?, Verdicts { bits, records }))
+    }))
+}
+
+/// How many records the verdicts of an answer are for.
+fn judged(ack: &[u8; ACK_BYTES]) -> u32 {
+    let is_partial = u16_at(ack, 0) == ErrorCode::PartlyThrottled as u16;
+    if is_partial { u32_at(ack, JUDGED_AT).min(limits::BATCH_RECORDS_MAX) } else { 0 }
+}
+
+/// The answers alone.
+///
+/// # Errors
+/// As [`decode_answers`].
 pub fn decode_acks(
     payload: &[u8],
     items: u32,
 ) -> Result<impl Iterator<Item = Result<Ack, FrameError>> + '_, FrameError> {
-    crate::frame::exact(payload, items as usize * ACK_BYTES, FrameKind::ProduceAnswer)?;
-    let (acks, _) = payload.as_chunks::<ACK_BYTES>();
-    Ok(acks.iter().map(Ack::decode))
+    Ok(decode_answers(payload, items)?.map(|answer| answer.map(|(ack, _)| ack)))
 }
 
 /// Bytes that a batch takes in a payload.
@@ -165,6 +225,26 @@ mod tests {
         let mut unknown = Ack::refused(refusal).encode();
         unknown[0] = 250;
         assert!(Ack::decode(&unknown).is_err());
+    }
+
+    #[test]
+    fn verdicts_stand_behind_the_acks_that_announce_them() {
+        let stored = Stored { first_offset: Offset(9), append_time_ms: 5, duplicate: false };
+        let (few, many) = ([true, false, true], [false; 9]);
+        let (first, second) = (encode_verdicts(7, &few), encode_verdicts(8, &many));
+        let acks = [first.0, Ack { result: Ok(stored) }.encode(), second.0].concat();
+        let payload = [acks, first.1, second.1].concat();
+        let answers: Vec<(Ack, Vec<bool>)> = decode_answers(&payload, 3)
+            .unwrap()
+            .map(|answer| answer.map(|(ack, verdicts)| (ack, verdicts.iter().collect())).unwrap())
+            .collect();
+        let partly = |wait_us| Ack::refused(Refusal::new(ErrorCode::PartlyThrottled, wait_us));
+        assert_eq!(answers[0], (partly(7), few.to_vec()));
+        assert_eq!(answers[1], (Ack { result: Ok(stored) }, Vec::new()));
+        assert_eq!(answers[2], (partly(8), many.to_vec()));
+        assert!(decode_answers(&payload[..payload.len() - 1], 3).is_err());
+        assert!(decode_answers(&payload, 2).is_err());
+        assert!(decode_answers(&payload[..40], 2).is_err());
     }
 
     fn payload(bodies: &[u32]) -> Vec<u8> {

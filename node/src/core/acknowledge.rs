@@ -9,7 +9,7 @@ use thalweg_wire::control::ControlAnswer;
 use thalweg_wire::error::ErrorCode;
 use thalweg_wire::frame::{FRAME_HEADER_BYTES, FrameHeader, FrameKind};
 use thalweg_wire::ids::Lsn;
-use thalweg_wire::produce::{ACK_BYTES, Ack};
+use thalweg_wire::produce::{ACK_BYTES, Ack, encode_verdicts};
 
 use super::admission::Admitted;
 use super::connection::ConnectionKey;
@@ -42,6 +42,16 @@ impl ProduceInProgress {
         answer.resize(header.frame_bytes(), 0);
         put(&mut answer, 0, header.encode());
         ProduceInProgress { connection, answer, undecided: batches }
+    }
+
+    /// Appends verdicts. Those of a frame come in the order of its batches: a batch that is refused
+    /// is when the frame is served.
+    fn push_verdicts(&mut self, verdicts: &[u8]) {
+        self.answer.extend_from_slice(verdicts);
+        let header = self.answer.first_chunk().expect("a frame begins with its header");
+        let mut header = FrameHeader::decode(header).expect("as made");
+        header.payload_bytes += verdicts.len() as u32;
+        put(&mut self.answer, 0, header.encode());
     }
 }
 
@@ -158,8 +168,20 @@ impl<I: Io> Core<I> {
         if let Err(refusal) = &ack.result {
             self.count_refusal(refusal.code);
         }
+        self.answer_item(produce, item, &ack.encode());
+    }
+
+    /// Decides a batch of which some records find no tokens.
+    pub(super) fn decide_partly(&mut self, produce: u32, item: u32, wait_us: u64, taken: &[bool]) {
+        self.count_refusal(ErrorCode::PartlyThrottled);
+        let (ack, verdicts) = encode_verdicts(wait_us, taken);
+        self.produces[produce as usize].push_verdicts(&verdicts);
+        self.answer_item(produce, item, &ack);
+    }
+
+    fn answer_item(&mut self, produce: u32, item: u32, ack: &[u8; ACK_BYTES]) {
         let frame = &mut self.produces[produce as usize];
-        put(&mut frame.answer, FRAME_HEADER_BYTES + item as usize * ACK_BYTES, ack.encode());
+        put(&mut frame.answer, FRAME_HEADER_BYTES + item as usize * ACK_BYTES, ack);
         frame.undecided -= 1;
         if frame.undecided == 0 {
             let done = self.produces.remove(produce as usize);

@@ -8,11 +8,13 @@
 use thalweg_wire::batch::{Batch, BatchHeader, HEADER_BYTES, assign};
 use thalweg_wire::control::ExtentState;
 use thalweg_wire::error::{ErrorCode, Refusal};
+use thalweg_wire::hash_range::HashRange;
 use thalweg_wire::ids::{Lsn, ShardId};
 use thalweg_wire::produce::Stored;
 
 use super::machine::Core;
 use super::shard::ExtentPlace;
+use super::throttle::{Cost, Grant, Request};
 use crate::io::{Io, Piece};
 use crate::log::extent::SequenceVerdict;
 use crate::log::segments::Placement;
@@ -34,13 +36,34 @@ pub struct Admitted {
     pub answer: Result<Stored, Refusal>,
 }
 
+/// Why a batch was not stored.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Objection {
+    /// As a whole.
+    Refused(Refusal),
+    /// Of its records, which are independent, the shard's limits take some, and tokens are held for
+    /// those.
+    Partly {
+        /// Whether each is taken.
+        taken: Vec<bool>,
+        /// How long until the first of the others would be.
+        wait_us: u64,
+    },
+}
+
+impl<R: Into<Refusal>> From<R> for Objection {
+    fn from(refusal: R) -> Objection {
+        Objection::Refused(refusal.into())
+    }
+}
+
 impl<I: Io> Core<I> {
     /// Stores the batch in `piece`, or says why not.
     pub(super) fn admit(
         &mut self,
         piece: Piece,
         placement: Placement,
-    ) -> Result<Admitted, Refusal> {
+    ) -> Result<Admitted, Objection> {
         let header =
             BatchHeader::decode(self.io.memory().piece(piece)).map_err(|error| error.refusal())?;
         let shard = self.place_of(header.shard)?;
@@ -67,14 +90,14 @@ impl<I: Io> Core<I> {
         self.check_tenure(place, &header)?;
         match verdict {
             SequenceVerdict::Gap(expected) => {
-                return Err(Refusal::new(ErrorCode::SequenceGap, expected));
+                return Err(Refusal::new(ErrorCode::SequenceGap, expected).into());
             }
             SequenceVerdict::Unknown => return Err(ErrorCode::ProducerUnknown.into()),
             _ => {}
         }
-        let charged_bytes = self.check_bytes(place, header, piece)?;
-        self.check_buckets(shard, charged_bytes, u64::from(header.records))?;
-        self.store(shard, place, header, piece, placement, charged_bytes)
+        let cost = self.check_bytes(place, header, piece)?;
+        let grant = self.check_buckets(shard, &header, piece, cost)?;
+        Ok(self.store(shard, place, header, piece, placement, (grant, cost))?)
     }
 
     /// A repetition: its original was appended before now, and when this is durable, so is that.
@@ -116,21 +139,39 @@ impl<I: Io> Core<I> {
         place: ExtentPlace,
         header: BatchHeader,
         piece: Piece,
-    ) -> Result<u64, Refusal> {
+    ) -> Result<Cost, Refusal> {
         let range = &self.logs[place.log as usize].extent(place.number).record.open.range;
         let bytes = self.io.memory().piece(piece);
         let body = bytes.get(HEADER_BYTES..header.batch_bytes()).ok_or(ErrorCode::Malformed)?;
         let batch = Batch::check_body(header, body, range).map_err(|error| error.refusal())?;
-        Ok(batch.charged_bytes())
+        Ok(Cost { bytes: batch.charged_bytes(), records: u64::from(header.records) })
     }
 
-    /// Asks both buckets and takes from neither.
-    fn check_buckets(&mut self, shard: u32, bytes: u64, records: u64) -> Result<(), Refusal> {
+    /// Asks the shard's limits, and takes nothing of what a batch needs as a whole.
+    fn check_buckets(
+        &mut self,
+        shard: u32,
+        header: &BatchHeader,
+        piece: Piece,
+        cost: Cost,
+    ) -> Result<Grant, Objection> {
         let now_us = self.time.now_us;
-        let Some(buckets) = &mut self.shards.at_mut(shard).buckets else { return Ok(()) };
-        let wait_us =
-            buckets.bytes.wait_us(bytes, now_us).max(buckets.records.wait_us(records, now_us));
-        if wait_us == 0 { Ok(()) } else { Err(Refusal::new(ErrorCode::Throttled, wait_us)) }
+        let Some(buckets) = &mut self.shards.at_mut(shard).buckets else {
+            return Ok(Grant::Buckets);
+        };
+        let request = request_of(header);
+        let wait_us = match buckets.ask(request, cost, now_us) {
+            Ok(grant) => return Ok(grant),
+            Err(wait_us) => wait_us,
+        };
+        if !header.is_partial() || header.records == 1 {
+            return Err(Refusal::new(ErrorCode::Throttled, wait_us).into());
+        }
+        let batch = Batch::check(self.io.memory().piece(piece), &HashRange::FULL)
+            .map_err(|error| error.refusal())?;
+        let sizes = batch.records().map(|record| (record.key.len() + record.data.len()) as u64);
+        let (taken, wait_us) = buckets.hold(request, sizes, now_us);
+        Err(Objection::Partly { taken, wait_us })
     }
 
     fn store(
@@ -140,14 +181,13 @@ impl<I: Io> Core<I> {
         mut header: BatchHeader,
         piece: Piece,
         placement: Placement,
-        charged_bytes: u64,
+        (grant, cost): (Grant, Cost),
     ) -> Result<Admitted, Refusal> {
         let bytes = piece.bytes as usize;
         self.with_log(place.log, |log, io| log.reserve_batch(io, bytes, placement))?;
         let log = &mut self.logs[place.log as usize];
         if let Some(buckets) = &mut self.shards.at_mut(shard).buckets {
-            buckets.bytes.take(charged_bytes);
-            buckets.records.take(u64::from(header.records));
+            buckets.take(grant, request_of(&header), cost);
         }
         let record = &log.extent(place.number).record;
         header.first_offset = record.end;
@@ -176,4 +216,8 @@ impl<I: Io> Core<I> {
         let (log, records, bytes) = (place.log, header.records, piece.bytes);
         Ok(Admitted { log, lsn, shard, records, bytes, answer })
     }
+}
+
+fn request_of(header: &BatchHeader) -> Request {
+    Request { producer: header.producer, request_id: header.request_id }
 }

@@ -15,7 +15,8 @@ use thalweg_wire::limits;
 
 use super::connection::ConnectionKey;
 use super::machine::Core;
-use super::shard::{Buckets, ExtentPlace, Shard, account_of, range_of};
+use super::shard::{ExtentPlace, Shard, account_of, range_of};
+use super::throttle::Buckets;
 use crate::io::{Io, Piece};
 use crate::log::extent::{EXTENT_END_BYTES, ExtentEnd, ExtentRecord, Producers, RECORD_BYTES_MAX};
 use crate::log::format::FrameKind as LogFrameKind;

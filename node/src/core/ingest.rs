@@ -5,6 +5,7 @@ use thalweg_wire::frame::FrameHeader;
 use thalweg_wire::produce::{Ack, split_batches};
 
 use super::acknowledge::ProduceInProgress;
+use super::admission::Objection;
 use super::connection::{ConnectionKey, PAYLOAD_AT, Payload};
 use super::machine::Core;
 use crate::io::{Io, Piece};
@@ -49,7 +50,12 @@ impl<I: Io> Core<I> {
                     wrote_for = Some(self.party_of(admitted.shard));
                     self.wait_for_commit(produce, item, admitted);
                 }
-                Err(refusal) => self.decide(produce, item, Ack::refused(refusal)),
+                Err(Objection::Refused(refusal)) => {
+                    self.decide(produce, item, Ack::refused(refusal));
+                }
+                Err(Objection::Partly { taken, wait_us }) => {
+                    self.decide_partly(produce, item, wait_us, &taken);
+                }
             }
         }
         self.spare_pieces = pieces;

@@ -1,7 +1,7 @@
 //! A core: the state machine that owns shards, connections and logs, and never blocks.
 //!
 //! The way of a record: [`connection`] receives a frame, [`ingest`] takes its batches apart,
-//! [`admission`] decides and assigns, the log makes them durable, [`acknowledge`] answers;
+//! [`admission`] decides and assigns by a shard's limits ([`throttle`]), the log makes them durable, [`acknowledge`] answers;
 //! [`fairness`] keeps accounts from filling the way for others, who waits does so in [`turns`].
 //! [`fetch`] reads back by way of [`reads`], [`subscribe`] pushes, [`control`] obeys a controller,
 //! [`logs`] chooses where it lies, [`upkeep`] gives space back and has what rests checked,
@@ -22,5 +22,6 @@ pub mod output;
 pub mod reads;
 pub mod shard;
 pub mod subscribe;
+pub mod throttle;
 pub mod turns;
 pub mod upkeep;

@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::RwLock;
 
-use thalweg_wire::control::{OpenExtent, ShardLimits};
+use thalweg_wire::control::OpenExtent;
 use thalweg_wire::hash_range::HashRange;
 use thalweg_wire::ids::{Epoch, Offset, ShardId};
 
-use super::bucket::TokenBucket;
 use super::fairness::{AccountId, AccountPlace, Accounts};
+use super::throttle::Buckets;
 use crate::log::segments::Log;
 
 /// Where an extent is: the log of the core, and the log's number for it.
@@ -18,35 +18,6 @@ pub struct ExtentPlace {
     pub log: u32,
     /// The log's number.
     pub number: u32,
-}
-
-/// Write limits at work.
-#[derive(Clone, Copy, Debug)]
-pub struct Buckets {
-    /// Partition keys and data.
-    pub bytes: TokenBucket,
-    /// Records.
-    pub records: TokenBucket,
-}
-
-impl Buckets {
-    /// Full ones, as a new shard has them.
-    #[must_use]
-    pub fn full(limits: &ShardLimits, now_us: u64) -> Buckets {
-        Buckets {
-            bytes: TokenBucket::full(limits.bytes, now_us),
-            records: TokenBucket::full(limits.records, now_us),
-        }
-    }
-
-    /// Empty ones, as a shard has them whose history is not known.
-    #[must_use]
-    pub fn empty(limits: &ShardLimits, now_us: u64) -> Buckets {
-        Buckets {
-            bytes: TokenBucket::empty(limits.bytes, now_us),
-            records: TokenBucket::empty(limits.records, now_us),
-        }
-    }
 }
 
 /// A shard: its chain of extents on this node.
