@@ -149,12 +149,14 @@ impl Ring {
         Ok(FileId(place))
     }
 
-    /// Takes a file out of the table; nothing is in flight on it.
+    /// Takes a file out of the table; nothing is in flight on it. Its place is held again until
+    /// another file takes it: an accepted connection would, and both would be lost.
     ///
     /// # Errors
     /// When the kernel refuses: the place is not used again then.
     pub fn remove_file(&mut self, file: FileId) -> Result<(), std::io::Error> {
-        self.ring.submitter().register_files_update(file.0, &[-1])?;
+        let stand_in = self.wake.as_raw_fd();
+        self.ring.submitter().register_files_update(file.0, &[stand_in])?;
         self.unused_files.push(file.0);
         Ok(())
     }
@@ -402,5 +404,43 @@ impl Io for Ring {
         }
         self.reap(completions);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::io::Wait;
+
+    /// After the file of a segment had been removed, the next connection took its place, and the
+    /// next file took it from the connection. When that closed, so did the file, and its log
+    /// stopped: an hour into a run in which segments came and went.
+    #[test]
+    fn a_connection_never_takes_the_place_of_a_file() {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let flags = rustix::event::EventfdFlags::CLOEXEC;
+        let wake = rustix::event::eventfd(0, flags).unwrap();
+        let arena = Arena::new(1).unwrap();
+        let mut ring = Ring::new(arena, listener.into(), wake, 16).unwrap();
+        let file = || OwnedFd::from(File::open("/dev/null").unwrap());
+        let files: Vec<FileId> = (0..4).map(|_| ring.add_file(&file()).unwrap()).collect();
+        files.into_iter().for_each(|file| ring.remove_file(file).unwrap());
+        let peers: Vec<TcpStream> = (0..4).map(|_| TcpStream::connect(address).unwrap()).collect();
+        let (mut accepted, mut completions) = (Vec::new(), Vec::new());
+        while accepted.len() < peers.len() {
+            ring.poll(&mut completions, Wait::UpTo(1_000_000)).unwrap();
+            for completion in completions.drain(..) {
+                if completion.token == Token::Accept {
+                    accepted.push(completion.result.unwrap());
+                }
+            }
+        }
+        assert!(accepted.iter().all(|place| *place >= FILES_MAX), "{accepted:?}");
+        let places: Vec<u32> = (0..8).map(|_| ring.add_file(&file()).unwrap().0).collect();
+        assert!(places.iter().all(|place| *place < FILES_MAX), "{places:?}");
     }
 }
