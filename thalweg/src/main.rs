@@ -1,21 +1,22 @@
-//! The one command: `thalweg node` serves, `thalweg bench` measures, `thalweg sim` plays.
+//! The one command: `thalweg dev`, `thalweg node` and `thalweg router` serve, `thalweg bench`
+//! measures, `thalweg sim` plays.
 //!
 //! Arguments and start-up only: what a command does stands in its own crate.
 
 mod config;
+mod dev;
+mod router_command;
+mod signals;
 mod size;
 
-use std::io::{IsTerminal, Read};
-use std::os::unix::net::UnixStream;
+use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use signal_hook::consts::{SIGINT, SIGTERM};
 use thalweg_bench::BenchCommand;
 use thalweg_node::{Node, NodeConfig, StartError};
+use thalweg_router::RouterError;
 use thalweg_sim::SimArgs;
 use thiserror::Error;
 use tracing::info;
@@ -23,6 +24,9 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::ParseError;
 
 use crate::config::{ConfigError, NodeArgs, ReadyConfig};
+use crate::dev::DevArgs;
+use crate::router_command::RouterArgs;
+use crate::signals::stop_on_signals;
 use crate::size::Size;
 
 /// Exit codes, of every command: 2 says that the machine does not suit, and nothing else does.
@@ -46,6 +50,15 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Serve the Kinesis API from this machine alone, until SIGTERM or SIGINT: storage node,
+    /// metadata store and router in one process
+    ///
+    /// What was acknowledged is on disk. At the start it prints what to type to try it.
+    Dev(DevArgs),
+
+    /// Serve the Kinesis API before a storage node elsewhere, until SIGTERM or SIGINT
+    Router(RouterArgs),
+
     /// Serve as a storage node until SIGTERM or SIGINT
     ///
     /// A value comes from its option, else its environment variable, else the file named by
@@ -66,22 +79,28 @@ enum Command {
 
 /// Why the command failed. Each says what to do.
 #[derive(Debug, Error)]
-enum Failure {
+pub(crate) enum Failure {
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error("{filter:?} is no filter for logs ({source}): write a level, as info, or target=level")]
     LogFilter { filter: String, source: ParseError },
     #[error(transparent)]
     Start(#[from] StartError),
+    #[error(transparent)]
+    Router(#[from] RouterError),
+    #[error("cannot make {}: {source}: choose another --data-dir", path.display())]
+    DataDir { path: PathBuf, source: std::io::Error },
     #[error("cannot wait for signals: {0}")]
     Signals(#[source] std::io::Error),
+    #[error("the system refused threads: {0}: raise its limit of processes")]
+    Threads(#[source] std::io::Error),
 }
 
 impl Failure {
     fn exit_code(&self) -> u8 {
         match self {
             Failure::Start(error) => error.exit_code(),
-            Failure::Config(_) | Failure::LogFilter { .. } | Failure::Signals(_) => EXIT_FAILED,
+            _ => EXIT_FAILED,
         }
     }
 }
@@ -113,6 +132,16 @@ fn run(cli: Cli) -> Result<ExitCode, Failure> {
             serve(node)?;
             Ok(ExitCode::SUCCESS)
         }
+        Command::Dev(arguments) => {
+            start_logs(cli.log.as_deref().unwrap_or("info"))?;
+            arguments.run()?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Router(arguments) => {
+            start_logs(cli.log.as_deref().unwrap_or("info"))?;
+            arguments.run()?;
+            Ok(ExitCode::SUCCESS)
+        }
         Command::Bench(command) => {
             start_logs(cli.log.as_deref().unwrap_or("warn"))?;
             Ok(thalweg_bench::run(command))
@@ -142,7 +171,7 @@ fn serve(config: NodeConfig) -> Result<(), Failure> {
     let summary = Summary::of(&config);
     let stop = stop_on_signals().map_err(Failure::Signals)?;
     let node = Node::start(config)?;
-    stop.node_serves();
+    stop.serves();
     summary.log(&node);
     stop.wait();
     info!("stopping: what was accepted is made durable and answered");
@@ -173,61 +202,6 @@ impl Summary {
     }
 }
 
-/// How long a signal waits for a node that starts: its cores answer a moment before it is known
-/// to serve, and who was answered may ask it to stop.
-const START_GRACE: Duration = Duration::from_secs(1);
-
-/// What signals and the start of the node come to.
-#[derive(Default)]
-struct Stop {
-    /// Whether the node serves, and whether it is to stop.
-    state: Mutex<(bool, bool)>,
-    changed: Condvar,
-}
-
-/// Lets SIGTERM and SIGINT stop the node once it serves; before, they end the process.
-fn stop_on_signals() -> std::io::Result<Arc<Stop>> {
-    let (mut receiver, sender) = UnixStream::pair()?;
-    for signal in [SIGTERM, SIGINT] {
-        signal_hook::low_level::pipe::register(signal, sender.try_clone()?)?;
-    }
-    let stop = Arc::new(Stop::default());
-    let told = stop.clone();
-    std::thread::Builder::new().name("signals".into()).spawn(move || {
-        if receiver.read_exact(&mut [0]).is_ok() && !told.asked() {
-            let _ = signal_hook::low_level::emulate_default_handler(SIGTERM);
-        }
-    })?;
-    Ok(stop)
-}
-
-impl Stop {
-    fn state(&self) -> MutexGuard<'_, (bool, bool)> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The node serves.
-    fn node_serves(&self) {
-        self.state().0 = true;
-        self.changed.notify_all();
-    }
-
-    /// A signal came; false when there is no node to stop yet.
-    fn asked(&self) -> bool {
-        let waited = self.changed.wait_timeout_while(self.state(), START_GRACE, |state| !state.0);
-        let mut state = waited.unwrap_or_else(PoisonError::into_inner).0;
-        state.1 = true;
-        self.changed.notify_all();
-        state.0
-    }
-
-    /// Returns when the node is to stop.
-    fn wait(&self) {
-        let waited = self.changed.wait_while(self.state(), |state| !state.1);
-        drop(waited.unwrap_or_else(PoisonError::into_inner));
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -236,14 +210,5 @@ mod tests {
     #[test]
     fn arguments_are_consistent() {
         Cli::command().debug_assert();
-    }
-
-    #[test]
-    fn a_signal_ends_the_wait() {
-        let stop = stop_on_signals().unwrap();
-        // One that comes a moment before the node is known to serve counts as well.
-        signal_hook::low_level::raise(SIGTERM).unwrap();
-        stop.node_serves();
-        stop.wait();
     }
 }

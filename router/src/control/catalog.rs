@@ -1,0 +1,370 @@
+//! The route cache's first half: every stream with its shards and consumers as the store has them,
+//! in memory, found without a lock.
+//!
+//! It is made from a snapshot and kept up by a watch, revision by revision: what a revision changed
+//! together is seen together, so that the open shards of a stream cover all hash keys whenever it
+//! is looked at. Every router builds the same from the same store.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+use std::sync::{Arc, RwLock, RwLockReadGuard};
+
+use bytes::Bytes;
+use thalweg_wire::hash_range::HashKey;
+use thalweg_wire::ids::{ShardId, StreamId};
+use thiserror::Error;
+use tokio::sync::watch;
+
+use super::record::{
+    ConsumerRecord, ConsumerStatus, RecordError, RecordKey, STREAMS_PREFIX, ShardRecord,
+    StreamName, StreamRecord, decode_record, shard_id,
+};
+use super::store::{
+    Change, ChangeSet, Entry, ReadError, Revision, Store, Watch, WatchError, snapshot,
+};
+
+/// A record, and the revision that put it last: what a change of it must expect.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Versioned<R> {
+    /// The record.
+    pub record: R,
+    /// Its revision.
+    pub mod_revision: Revision,
+}
+
+/// A stream with everything that belongs to it, as of one revision.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Stream {
+    /// Its name.
+    pub name: StreamName,
+    /// Its record.
+    pub record: StreamRecord,
+    /// The record's revision.
+    pub mod_revision: Revision,
+    shards: BTreeMap<u32, Arc<Versioned<ShardRecord>>>,
+    consumers: BTreeMap<String, Arc<Versioned<ConsumerRecord>>>,
+    /// Open shards by their first hash key.
+    open: Vec<(HashKey, u32)>,
+}
+
+impl Stream {
+    fn new(name: StreamName, record: StreamRecord, mod_revision: Revision) -> Stream {
+        Stream {
+            name,
+            record,
+            mod_revision,
+            shards: BTreeMap::new(),
+            consumers: BTreeMap::new(),
+            open: Vec::new(),
+        }
+    }
+
+    /// The incarnation.
+    #[must_use]
+    pub fn id(&self) -> StreamId {
+        self.record.stream_id()
+    }
+
+    /// A shard by its index.
+    #[must_use]
+    pub fn shard(&self, index: u32) -> Option<&Versioned<ShardRecord>> {
+        self.shards.get(&index).map(Arc::as_ref)
+    }
+
+    /// Its shards in the order of their indexes, closed ones included.
+    pub fn shards(&self) -> impl Iterator<Item = (u32, &ShardRecord)> + '_ {
+        self.shards.iter().map(|(index, shard)| (*index, &shard.record))
+    }
+
+    /// The same behind an index.
+    pub fn shards_after(&self, index: u32) -> impl Iterator<Item = (u32, &ShardRecord)> + '_ {
+        let behind = (Bound::Excluded(index), Bound::Unbounded);
+        self.shards.range(behind).map(|(index, shard)| (*index, &shard.record))
+    }
+
+    /// Its open shards in the order of their hash keys.
+    pub fn open_shards(&self) -> impl ExactSizeIterator<Item = (u32, &ShardRecord)> + '_ {
+        self.open.iter().map(|(_, index)| (*index, &self.shards[index].record))
+    }
+
+    /// The open shard that has a hash key; none while the stream is being created or deleted.
+    #[must_use]
+    pub fn shard_of(&self, key: HashKey) -> Option<u32> {
+        let behind = self.open.partition_point(|(start, _)| *start <= key);
+        let (_, index) = self.open[..behind].last()?;
+        self.shards[index].record.range.contains(key).then_some(*index)
+    }
+
+    /// The shards that a shard's records went on in: none while it is open.
+    pub fn children(&self, parent: u32) -> impl Iterator<Item = (u32, &ShardRecord)> + '_ {
+        self.shards_after(parent).filter(move |(_, shard)| shard.parents.contains(&parent))
+    }
+
+    /// A consumer by its name.
+    #[must_use]
+    pub fn consumer(&self, name: &str) -> Option<&Versioned<ConsumerRecord>> {
+        self.consumers.get(name).map(Arc::as_ref)
+    }
+
+    /// Its consumers in the order of their names.
+    pub fn consumers(&self) -> impl ExactSizeIterator<Item = (&str, &ConsumerRecord)> + '_ {
+        self.consumers.iter().map(|(name, consumer)| (name.as_str(), &consumer.record))
+    }
+
+    /// Whether something is to become of it or of a consumer of it.
+    #[must_use]
+    pub fn has_work(&self) -> bool {
+        let is_settled = |consumer: &Arc<Versioned<ConsumerRecord>>| {
+            consumer.record.status == ConsumerStatus::Active
+        };
+        self.record.intent.is_some() || !self.consumers.values().all(is_settled)
+    }
+
+    fn note_open(&mut self) {
+        let open = self.shards.iter().filter(|(_, shard)| shard.record.is_open());
+        self.open = open.map(|(index, shard)| (shard.record.range.start, *index)).collect();
+        self.open.sort_unstable();
+    }
+}
+
+/// Why the catalog cannot be made, or not be kept up. The router that has it must not go on.
+#[derive(Clone, PartialEq, Eq, Debug, Error)]
+pub enum CatalogError {
+    /// The store did not answer.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// The store's watch ended.
+    #[error(transparent)]
+    Watch(#[from] WatchError),
+    /// What it has cannot be read.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Catalog {
+    by_name: papaya::HashMap<StreamName, Arc<Stream>>,
+    by_id: papaya::HashMap<u64, Arc<Stream>>,
+    /// For listings.
+    names: RwLock<BTreeSet<StreamName>>,
+    revision: watch::Sender<Revision>,
+    /// Counts changes of streams that have something to become of them.
+    intents: watch::Sender<u64>,
+}
+
+impl Catalog {
+    /// Everything that the store has, and the watch that tells what changes from there on.
+    ///
+    /// # Errors
+    /// [`CatalogError`].
+    pub async fn open<S: Store>(store: &S) -> Result<(Arc<Catalog>, S::Watch), CatalogError> {
+        let prefix = Bytes::from_static(STREAMS_PREFIX.as_bytes());
+        let found = snapshot(store, prefix.clone()).await?;
+        let catalog = Arc::new(Catalog {
+            by_name: papaya::HashMap::new(),
+            by_id: papaya::HashMap::new(),
+            names: RwLock::default(),
+            revision: watch::Sender::new(found.revision),
+            intents: watch::Sender::new(0),
+        });
+        catalog.load(found.entries)?;
+        let watch = store.watch(prefix, found.revision).await?;
+        Ok((catalog, watch))
+    }
+
+    /// Keeps the catalog up until the watch ends.
+    ///
+    /// # Errors
+    /// Why it ended.
+    pub async fn follow(&self, mut watch: impl Watch) -> Result<(), CatalogError> {
+        loop {
+            let changes = watch.next().await?;
+            self.apply(changes)?;
+        }
+    }
+
+    /// A stream by its name.
+    #[must_use]
+    pub fn stream(&self, name: &StreamName) -> Option<Arc<Stream>> {
+        self.by_name.pin().get(name).cloned()
+    }
+
+    /// A stream by its incarnation.
+    #[must_use]
+    pub fn stream_of(&self, id: StreamId) -> Option<Arc<Stream>> {
+        self.by_id.pin().get(&id.0).cloned()
+    }
+
+    /// A shard's record and its stream.
+    #[must_use]
+    pub fn stream_of_shard(&self, shard: ShardId) -> Option<Arc<Stream>> {
+        self.stream_of(shard.stream).filter(|stream| stream.shard(shard.index).is_some())
+    }
+
+    /// Names of an account's streams in a region behind a name, in order; at most so many.
+    #[must_use]
+    pub fn names_after(&self, after: &StreamName, count: usize) -> Vec<StreamName> {
+        let names = self.names();
+        names
+            .range((Bound::Excluded(after.clone()), Bound::Unbounded))
+            .take_while(|name| name.account_id == after.account_id && name.region == after.region)
+            .take(count)
+            .cloned()
+            .collect()
+    }
+
+    /// All streams, in no order.
+    #[must_use]
+    pub fn streams(&self) -> Vec<Arc<Stream>> {
+        self.by_name.pin().values().cloned().collect()
+    }
+
+    /// Waits until what a revision changed is seen here.
+    pub async fn wait_for(&self, revision: Revision) {
+        let mut seen = self.revision.subscribe();
+        // The sender is this catalog's own.
+        let _ = seen.wait_for(|seen| *seen >= revision).await;
+    }
+
+    /// Every change: the revision that is seen.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<Revision> {
+        self.revision.subscribe()
+    }
+
+    /// Rises whenever a stream changed that has work left.
+    #[must_use]
+    pub fn intents(&self) -> watch::Receiver<u64> {
+        self.intents.subscribe()
+    }
+
+    /// Has whoever waits for intents look once more.
+    pub fn look_again(&self) {
+        self.intents.send_modify(|count| *count += 1);
+    }
+
+    fn names(&self) -> RwLockReadGuard<'_, BTreeSet<StreamName>> {
+        self.names.read().expect("nobody panics with it")
+    }
+
+    fn load(&self, entries: Vec<Entry>) -> Result<(), CatalogError> {
+        let mut entries = entries.into_iter().peekable();
+        while let Some(first) = entries.peek() {
+            let name = RecordKey::decode(&first.key)?.stream().clone();
+            let mut stream = None;
+            while let Some(entry) = entries.next_if(|entry| {
+                RecordKey::decode(&entry.key).is_ok_and(|key| *key.stream() == name)
+            }) {
+                let key = RecordKey::decode(&entry.key)?;
+                put(&mut stream, key, &entry.key, &entry.value.0, entry.mod_revision)?;
+            }
+            self.replace(&name, stream);
+        }
+        Ok(())
+    }
+
+    /// Takes a revision's changes in.
+    ///
+    /// # Errors
+    /// When one cannot be read; nothing of the revision is seen then.
+    fn apply(&self, changes: ChangeSet) -> Result<(), CatalogError> {
+        let mut changed: BTreeMap<StreamName, Option<Stream>> = BTreeMap::new();
+        for change in changes.changes {
+            let key = RecordKey::decode(change.key())?;
+            let stream = changed
+                .entry(key.stream().clone())
+                .or_insert_with_key(|name| self.stream(name).map(|stream| Stream::clone(&stream)));
+            match change {
+                Change::Put { key: bytes, value, .. } => {
+                    put(stream, key, &bytes, &value.0, changes.revision)?;
+                }
+                Change::Delete { .. } => delete(stream, &key),
+            }
+        }
+        for (name, stream) in changed {
+            self.replace(&name, stream);
+        }
+        self.revision.send_replace(changes.revision);
+        Ok(())
+    }
+
+    fn replace(&self, name: &StreamName, stream: Option<Stream>) {
+        let by_name = self.by_name.pin();
+        let before = by_name.get(name).cloned();
+        let Some(mut stream) = stream else {
+            by_name.remove(name);
+            if let Some(before) = before {
+                self.by_id.pin().remove(&before.record.id);
+            }
+            self.names.write().expect("nobody panics with it").remove(name);
+            return;
+        };
+        stream.note_open();
+        let stream = Arc::new(stream);
+        let has_work = stream.has_work();
+        if let Some(before) = before.as_ref().filter(|before| before.record.id != stream.record.id)
+        {
+            self.by_id.pin().remove(&before.record.id);
+        }
+        self.by_id.pin().insert(stream.record.id, stream.clone());
+        by_name.insert(name.clone(), stream);
+        if before.is_none() {
+            self.names.write().expect("nobody panics with it").insert(name.clone());
+        }
+        if has_work {
+            self.intents.send_modify(|count| *count += 1);
+        }
+    }
+}
+
+fn put(
+    stream: &mut Option<Stream>,
+    key: RecordKey,
+    bytes: &[u8],
+    value: &[u8],
+    mod_revision: Revision,
+) -> Result<(), RecordError> {
+    let orphan = || RecordError::Document {
+        key: String::from_utf8_lossy(bytes).into_owned(),
+        cause: "its stream has no record".to_owned(),
+    };
+    match key {
+        RecordKey::Stream(name) => {
+            let record = decode_record(bytes, value)?;
+            match stream {
+                Some(stream) => (stream.record, stream.mod_revision) = (record, mod_revision),
+                None => *stream = Some(Stream::new(name, record, mod_revision)),
+            }
+        }
+        RecordKey::Shard(_, index) => {
+            let record = decode_record(bytes, value)?;
+            let stream = stream.as_mut().ok_or_else(orphan)?;
+            stream.shards.insert(index, Arc::new(Versioned { record, mod_revision }));
+        }
+        RecordKey::Consumer(_, name) => {
+            let record = decode_record(bytes, value)?;
+            let stream = stream.as_mut().ok_or_else(orphan)?;
+            stream.consumers.insert(name, Arc::new(Versioned { record, mod_revision }));
+        }
+    }
+    Ok(())
+}
+
+fn delete(stream: &mut Option<Stream>, key: &RecordKey) {
+    match (key, stream.as_mut()) {
+        (RecordKey::Stream(_), _) => *stream = None,
+        (RecordKey::Shard(_, index), Some(stream)) => {
+            stream.shards.remove(index);
+        }
+        (RecordKey::Consumer(_, name), Some(stream)) => {
+            stream.consumers.remove(name);
+        }
+        (_, None) => {}
+    }
+}
+
+/// Names every shard of a stream.
+pub fn shard_ids(stream: &Stream) -> impl Iterator<Item = ShardId> + '_ {
+    stream.shards().map(|(index, _)| shard_id(stream.id(), index))
+}

@@ -1,0 +1,161 @@
+//! What an account has of that which is limited, and changes that use more of it.
+//!
+//! What there is stands in the records of streams. A change that uses more of it puts the account's
+//! quota key beside them and expects it as it was when it judged: so of two that come at once, on
+//! whichever routers, one judges again.
+
+use bytes::Bytes;
+
+use super::error::ApiError;
+use super::service::{CHANGE_ATTEMPTS_MAX, Service};
+use crate::control::catalog::{Catalog, Stream};
+use crate::control::record::{Intent, StreamMode, StreamName, StreamStatus, quota_key};
+use crate::control::store::{Expectation, Store, Transaction};
+
+/// What stands under a quota key: it only matters when it was put.
+const QUOTA_VALUE: &[u8] = b"{\"version\":1}";
+
+/// What an account has in a region.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(super) struct Usage {
+    /// Streams that are being created.
+    pub(super) creating: u32,
+    /// Open shards.
+    pub(super) open_shards: u64,
+    /// The same, with those that are to come.
+    pub(super) shards: u64,
+    /// Streams of on-demand mode.
+    pub(super) on_demand_streams: u32,
+}
+
+impl Usage {
+    /// Looks through the streams of an account in a region: some microseconds for a hundred.
+    pub(super) fn of(catalog: &Catalog, account_id: &str, region: &str) -> Usage {
+        let before_all = StreamName {
+            account_id: account_id.to_owned(),
+            region: region.to_owned(),
+            name: String::new(),
+        };
+        let mut usage = Usage::default();
+        for name in catalog.names_after(&before_all, usize::MAX) {
+            if let Some(stream) = catalog.stream(&name) {
+                usage.add(&stream);
+            }
+        }
+        usage
+    }
+
+    fn add(&mut self, stream: &Stream) {
+        let open = stream.open_shards().len() as u64;
+        let shards = match &stream.record.intent {
+            Some(Intent::Create { shards }) => u64::from(*shards),
+            Some(Intent::Reshard { steps, resize }) => {
+                let after = steps.iter().fold(open as i64, |open, step| {
+                    open + step.children.len() as i64 - step.parents.len() as i64
+                });
+                let on_the_way = resize.map_or(0, |resize| u64::from(resize.open_max));
+                open.max(u64::try_from(after).unwrap_or(0)).max(on_the_way)
+            }
+            // What goes is not counted any more.
+            Some(Intent::Delete { .. }) => return,
+            Some(Intent::Settle) | None => open,
+        };
+        self.shards += shards;
+        if stream.record.status == StreamStatus::Creating {
+            self.creating += 1;
+        } else {
+            self.open_shards += open;
+        }
+        if stream.record.mode == StreamMode::OnDemand {
+            self.on_demand_streams += 1;
+        }
+    }
+}
+
+impl<S: Store + Clone> Service<S> {
+    /// What an account has in a region now.
+    pub(super) fn usage(&self, account_id: &str, region: &str) -> Usage {
+        Usage::of(&self.ground.catalog, account_id, region)
+    }
+
+    /// Makes a change that uses up a quota of the account and region of a stream, and waits until
+    /// it is seen. `judge` is told what the account has, and answers the transaction, which must
+    /// change a record of the stream; it is asked again when others were quicker.
+    ///
+    /// # Errors
+    /// What `judge` says, or that the store did not take it.
+    pub(super) async fn commit_in_quota(
+        &self,
+        stream: &StreamName,
+        mut judge: impl FnMut(&Usage) -> Result<Option<Transaction>, ApiError>,
+    ) -> Result<(), ApiError> {
+        let (account_id, region) = (&stream.account_id, &stream.region);
+        let key = quota_key(account_id, region);
+        for _ in 0..CHANGE_ATTEMPTS_MAX {
+            let guard = self.ground.store.get(key.clone()).await.map_err(|error| {
+                tracing::error!(%error, "the quota of an account cannot be read");
+                ApiError::internal_failure()
+            })?;
+            let expected = match guard {
+                Some(entry) => {
+                    // It was put with a stream's record, so the catalog will see the revision.
+                    self.ground.catalog.wait_for(entry.mod_revision).await;
+                    Expectation::ModRevision(entry.mod_revision)
+                }
+                None => Expectation::Absent,
+            };
+            let Some(transaction) = judge(&self.usage(account_id, region))? else { return Ok(()) };
+            let transaction = transaction
+                .expect(key.clone(), expected)
+                .put(key.clone(), Bytes::from_static(QUOTA_VALUE));
+            if self.commit(transaction).await?.is_some() {
+                return Ok(());
+            }
+        }
+        Err(ApiError::resource_in_use(format!(
+            "Streams of account {account_id} in {region} are being changed by others; try again."
+        )))
+    }
+
+    /// Whether so many more shards are allowed.
+    ///
+    /// # Errors
+    /// LimitExceededException, with the service's message.
+    pub(super) fn check_shard_quota(
+        &self,
+        stream: &StreamName,
+        usage: &Usage,
+        more: u64,
+    ) -> Result<(), ApiError> {
+        let limit = u64::from(self.settings.shards_max);
+        if !self.settings.limits || usage.shards + more <= limit {
+            return Ok(());
+        }
+        Err(ApiError::limit_exceeded(format!(
+            "This request would exceed the shard limit for the account {} in {}. Current shard \
+             count for the account: {}. Limit: {limit}. Number of additional shards that would \
+             have resulted from this request: {more}.",
+            stream.account_id, stream.region, usage.shards
+        )))
+    }
+
+    /// Whether one more stream of on-demand mode is allowed.
+    ///
+    /// # Errors
+    /// LimitExceededException.
+    pub(super) fn check_on_demand_quota(
+        &self,
+        stream: &StreamName,
+        usage: &Usage,
+    ) -> Result<(), ApiError> {
+        let limit = self.settings.on_demand_streams_max;
+        if !self.settings.limits || usage.on_demand_streams < limit {
+            return Ok(());
+        }
+        Err(ApiError::limit_exceeded(format!(
+            "The account {} has {} streams of on-demand mode in {}, at most {limit} are allowed. \
+             Delete one, or use the provisioned mode.",
+            stream.account_id, usage.on_demand_streams, stream.region
+        )))
+    }
+}

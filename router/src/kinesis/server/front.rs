@@ -1,0 +1,386 @@
+//! The way of a request: checks in the service's order, its body, the API, the answer.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{CONTENT_TYPE, EXPECT, HOST, HeaderValue, ORIGIN};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Version, request};
+use hyper::body::{Body, Incoming};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::kinesis::error::{ApiError, ErrorKind};
+
+use super::answer::{
+    AnswerBody, Content, Holding, RequestIds, allow_origins, close_after, failure, plain,
+    preflight, success,
+};
+use super::api::{Api, ApiRequest, ApiResponse, Protocol};
+use super::counts::{Counters, ServerCounts};
+use super::events::EventStream;
+use super::exchange::{EXCHANGE, Exchange, UnderWay};
+use super::intake::{Failed, Intake, IntakeError, discard};
+use super::limits::{ANSWER_BYTES_FREE, HEADERS_MAX, Limits};
+use super::{HEALTH_PATH, METRICS_PATH, MetricsText};
+
+/// The service's name before the operation in `X-Amz-Target`.
+const TARGET_PREFIX: &str = "Kinesis_20131202.";
+
+/// What all connections of a server share.
+pub(super) struct Front<A> {
+    pub(super) api: A,
+    pub(super) limits: Limits,
+    pub(super) metrics: Option<MetricsText>,
+    pub(super) counters: Arc<Counters>,
+    /// Cancelled when the server is to come to an end.
+    pub(super) drain: CancellationToken,
+    pub(super) connections: Arc<Semaphore>,
+    requests: Arc<Semaphore>,
+    event_streams: Arc<Semaphore>,
+    answers: Arc<Semaphore>,
+    intake: Intake,
+}
+
+/// The connection that a request came by.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Line {
+    pub(super) peer: SocketAddr,
+    pub(super) is_tls: bool,
+}
+
+impl<A: Api> Front<A> {
+    pub(super) fn new(api: A, limits: Limits, metrics: Option<MetricsText>) -> Front<A> {
+        Front {
+            api,
+            metrics,
+            counters: Arc::new(Counters::default()),
+            drain: CancellationToken::new(),
+            connections: Arc::new(Semaphore::new(limits.connections_max)),
+            requests: Arc::new(Semaphore::new(limits.requests_max)),
+            event_streams: Arc::new(Semaphore::new(limits.event_streams_max)),
+            answers: Arc::new(Semaphore::new(limits.answers_bytes_max)),
+            intake: Intake::new(&limits),
+            limits,
+        }
+    }
+
+    pub(super) fn counts(&self) -> ServerCounts {
+        let used = |most: usize, places: &Semaphore| (most - places.available_permits()) as u64;
+        ServerCounts {
+            connections_open: used(self.limits.connections_max, &self.connections),
+            connections_accepted: self.counters.connections_accepted.get(),
+            connections_refused: self.counters.connections_refused.get(),
+            clients_cut: self.counters.clients_cut.get(),
+            requests: self.counters.requests.get(),
+            requests_open: used(self.limits.requests_max, &self.requests),
+            requests_refused: self.counters.requests_refused.get(),
+            event_streams_open: used(self.limits.event_streams_max, &self.event_streams),
+            bodies_bytes: self.intake.bytes_used() as u64,
+            answers_bytes: used(self.limits.answers_bytes_max, &self.answers),
+        }
+    }
+
+    /// Answers a request, whatever it is.
+    pub(super) async fn answer(
+        self: Arc<Self>,
+        line: Line,
+        request: Request<Incoming>,
+    ) -> Result<Response<AnswerBody>, Infallible> {
+        let exchange = EXCHANGE.with(Arc::clone);
+        let under_way = UnderWay::new(exchange.activity().clone());
+        let (head, mut body) = request.into_parts();
+        if let Some((status, content_type, text)) = self.inspect(&head) {
+            return Ok(plain(status, content_type, text, exchange, under_way));
+        }
+        self.counters.requests.add_one();
+        let ids = RequestIds::new();
+        let version = head.version;
+        let has_origin = head.headers.contains_key(ORIGIN);
+        let wanted = self.check(&head, body.size_hint().exact());
+        let mut response = match wanted {
+            Ok(Wanted::Preflight) => {
+                let is_usable = self.discard(&head, &mut body).await;
+                let mut response = preflight(&ids, &head.headers, exchange, under_way);
+                if !is_usable {
+                    close_after(&mut response, version);
+                }
+                return Ok(response);
+            }
+            Ok(Wanted::Call { operation, protocol }) => {
+                let call = Call { operation, protocol, line, head, body };
+                match self.call(call, &ids).await {
+                    Ok(outcome) => {
+                        outcome.into_response(&self, &ids, protocol, exchange, under_way)
+                    }
+                    Err(refused) => {
+                        let holding = Holding::only(under_way);
+                        let protocol = Some(protocol);
+                        refused.into_response(&ids, protocol, version, exchange, holding)
+                    }
+                }
+            }
+            Err(error) => {
+                let is_connection_usable = self.discard(&head, &mut body).await;
+                // Who does not say what is wanted gets XML, whatever the content type.
+                let is_undetermined = error.kind == ErrorKind::OperationUndetermined;
+                let protocol = protocol_of(&head.headers).filter(|_| !is_undetermined);
+                let refused = Refused { error, is_connection_usable };
+                let holding = Holding::only(under_way);
+                refused.into_response(&ids, protocol, version, exchange, holding)
+            }
+        };
+        if has_origin {
+            allow_origins(response.headers_mut());
+        }
+        Ok(response)
+    }
+
+    /// What is for those who look after the server: counted as no request, bound by no place.
+    fn inspect(&self, head: &request::Parts) -> Option<(StatusCode, &'static str, String)> {
+        if !matches!(head.method, Method::GET | Method::HEAD) {
+            return None;
+        }
+        let text = "text/plain; charset=utf-8";
+        match head.uri.path() {
+            HEALTH_PATH if self.drain.is_cancelled() => {
+                Some((StatusCode::SERVICE_UNAVAILABLE, text, "draining\n".to_owned()))
+            }
+            HEALTH_PATH => Some((StatusCode::OK, text, "ok\n".to_owned())),
+            METRICS_PATH => {
+                let metrics = self.metrics.as_ref()?;
+                // The text format of Prometheus has a version of its own.
+                let content_type = "text/plain; version=0.0.4; charset=utf-8";
+                Some((StatusCode::OK, content_type, metrics(&self.counts())))
+            }
+            _ => None,
+        }
+    }
+
+    /// The checks that need no body, in the service's order. Its own order has the body's syntax
+    /// before the operation; here a body is not received for an operation that does not exist.
+    fn check(&self, head: &request::Parts, declared: Option<u64>) -> Result<Wanted, ApiError> {
+        let headers = &head.headers;
+        let body_bytes_max = self.limits.body_bytes_max;
+        if declared.is_some_and(|bytes| bytes > body_bytes_max as u64) {
+            return Err(IntakeError::TooLarge { bytes_max: body_bytes_max }.into());
+        }
+        if headers.len() > HEADERS_MAX {
+            let message = format!("A request has at most {HEADERS_MAX} headers.");
+            return Err(ApiError::new(ErrorKind::RequestHeadersTooLarge, message));
+        }
+        if head.method == Method::OPTIONS && headers.contains_key(ORIGIN) {
+            return Ok(Wanted::Preflight);
+        }
+        let undetermined = || {
+            let message = "Unable to determine service/operation name to be authorized";
+            ApiError::new(ErrorKind::OperationUndetermined, message)
+        };
+        if head.method != Method::POST {
+            return Err(undetermined());
+        }
+        let target = headers.get("x-amz-target").map(HeaderValue::as_bytes).unwrap_or_default();
+        let Some(protocol) = protocol_of(headers) else {
+            if target.is_empty() {
+                return Err(undetermined());
+            }
+            let message = format!(
+                "Content-Type must be {} or {}.",
+                Protocol::Json.content_type(),
+                Protocol::Cbor.content_type()
+            );
+            return Err(ApiError::new(ErrorKind::UnknownContentType, message));
+        };
+        let target = std::str::from_utf8(target).unwrap_or_default();
+        match target.strip_prefix(TARGET_PREFIX) {
+            Some(operation) if self.api.knows(operation) => {
+                Ok(Wanted::Call { operation: operation.to_owned(), protocol })
+            }
+            Some(_) => Err(ApiError::unknown_operation("There is no such operation.")),
+            None => Err(ApiError::unknown_operation(format!(
+                "X-Amz-Target must be {TARGET_PREFIX} and the name of an operation."
+            ))),
+        }
+    }
+
+    async fn call(&self, call: Call, ids: &RequestIds) -> Result<Outcome, Refused> {
+        let Call { operation, protocol, line, mut head, mut body } = call;
+        let is_continue_expected = head.headers.contains_key(EXPECT);
+        let Ok(place) = self.requests.clone().try_acquire_owned() else {
+            let is_connection_usable = self.discard(&head, &mut body).await;
+            let error = self.no_room("Too many requests are under way: try again later.");
+            return Err(Refused { error, is_connection_usable });
+        };
+        let received = self.intake.receive(body, &self.limits, is_continue_expected).await;
+        let body = received.map_err(|failed| self.not_received(failed))?;
+        add_host(&mut head);
+        let request = ApiRequest {
+            operation,
+            protocol,
+            head,
+            body,
+            request_id: ids.request_id.clone(),
+            peer: line.peer,
+            is_tls: line.is_tls,
+        };
+        let answered = timeout(self.limits.answer_time, self.api.call(request)).await;
+        let answered = answered.unwrap_or_else(|_| {
+            let request_id = &ids.request_id;
+            tracing::error!(request_id, "the API did not answer in time");
+            Err(ApiError::internal_failure())
+        });
+        let response = answered.map_err(Refused::of_usable_connection)?;
+        self.outcome(response, place).map_err(Refused::of_usable_connection)
+    }
+
+    /// Finds the place in which an answer waits for its client.
+    fn outcome(
+        &self,
+        response: ApiResponse,
+        place: OwnedSemaphorePermit,
+    ) -> Result<Outcome, ApiError> {
+        match response {
+            ApiResponse::Whole(bytes) if bytes.len() <= ANSWER_BYTES_FREE => {
+                Ok(Outcome::Whole { bytes, place, room: None })
+            }
+            ApiResponse::Whole(bytes) => {
+                let needed = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+                match self.answers.clone().try_acquire_many_owned(needed) {
+                    Ok(room) => Ok(Outcome::Whole { bytes, place, room: Some(room) }),
+                    Err(_) => Err(self.no_room("Too many answers wait for their clients.")),
+                }
+            }
+            ApiResponse::Events(stream) => {
+                drop(place);
+                match self.event_streams.clone().try_acquire_owned() {
+                    Ok(place) => Ok(Outcome::Events { stream, place }),
+                    Err(_) => Err(self.no_room("Too many event streams are open.")),
+                }
+            }
+        }
+    }
+
+    fn no_room(&self, message: &str) -> ApiError {
+        self.counters.requests_refused.add_one();
+        ApiError::service_unavailable(message)
+    }
+
+    fn not_received(&self, failed: Failed) -> Refused {
+        match &failed.error {
+            IntakeError::NoRoom => self.counters.requests_refused.add_one(),
+            IntakeError::TooSlow { .. } => self.counters.clients_cut.add_one(),
+            IntakeError::TooLarge { .. } | IntakeError::Broken(_) => 0,
+        };
+        let is_connection_usable = failed.is_connection_usable;
+        Refused { error: failed.error.into(), is_connection_usable }
+    }
+
+    /// Lets go of the body of a refused request. Tells whether the connection is still of use.
+    async fn discard(&self, head: &request::Parts, body: &mut Incoming) -> bool {
+        discard(body, &self.limits, head.headers.contains_key(EXPECT)).await
+    }
+}
+
+/// What a head asks for.
+enum Wanted {
+    /// A browser asks if it may.
+    Preflight,
+    /// An operation.
+    Call { operation: String, protocol: Protocol },
+}
+
+/// A request on its way to the API.
+struct Call {
+    operation: String,
+    protocol: Protocol,
+    line: Line,
+    head: request::Parts,
+    body: Incoming,
+}
+
+/// An answer that has its place.
+enum Outcome {
+    Whole { bytes: Bytes, place: OwnedSemaphorePermit, room: Option<OwnedSemaphorePermit> },
+    Events { stream: EventStream, place: OwnedSemaphorePermit },
+}
+
+impl Outcome {
+    fn into_response<A>(
+        self,
+        front: &Front<A>,
+        ids: &RequestIds,
+        protocol: Protocol,
+        exchange: Arc<Exchange>,
+        under_way: UnderWay,
+    ) -> Response<AnswerBody> {
+        match self {
+            Outcome::Whole { bytes, place, room } => {
+                let holding = Holding { under_way, place: Some(place), room };
+                let body = AnswerBody::whole(bytes, exchange, holding);
+                success(ids, Content::Document(protocol), body)
+            }
+            Outcome::Events { stream, place } => {
+                let holding = Holding { under_way, place: Some(place), room: None };
+                let body = AnswerBody::events(stream, front.drain.clone(), exchange, holding);
+                success(ids, Content::Events, body)
+            }
+        }
+    }
+}
+
+/// An error, and whether the connection can serve another request after it.
+struct Refused {
+    error: ApiError,
+    is_connection_usable: bool,
+}
+
+impl Refused {
+    fn of_usable_connection(error: ApiError) -> Refused {
+        Refused { error, is_connection_usable: true }
+    }
+
+    fn into_response(
+        self,
+        ids: &RequestIds,
+        protocol: Option<Protocol>,
+        version: Version,
+        exchange: Arc<Exchange>,
+        holding: Holding,
+    ) -> Response<AnswerBody> {
+        let mut response = failure(ids, &self.error, protocol, exchange, holding);
+        if !self.is_connection_usable {
+            close_after(&mut response, version);
+        }
+        response
+    }
+}
+
+impl From<IntakeError> for ApiError {
+    fn from(error: IntakeError) -> ApiError {
+        let kind = match &error {
+            IntakeError::TooLarge { .. } => ErrorKind::RequestEntityTooLarge,
+            IntakeError::NoRoom => ErrorKind::ServiceUnavailable,
+            IntakeError::TooSlow { .. } => ErrorKind::RequestTimeout,
+            IntakeError::Broken(_) => ErrorKind::Serialization,
+        };
+        ApiError::new(kind, error.to_string())
+    }
+}
+
+fn protocol_of(headers: &HeaderMap) -> Option<Protocol> {
+    Protocol::of_content_type(headers.get(CONTENT_TYPE)?.to_str().ok()?)
+}
+
+/// HTTP/2 says in the URI what HTTP/1.1 says in `host`, and what clients sign as `host`.
+fn add_host(head: &mut request::Parts) {
+    if head.headers.contains_key(HOST) {
+        return;
+    }
+    if let Some(host) = head.uri.authority()
+        && let Ok(host) = HeaderValue::from_str(host.as_str())
+    {
+        head.headers.insert(HOST, host);
+    }
+}

@@ -1,0 +1,493 @@
+//! The API behind the transport: who calls is found out, what they say is read and judged, whether
+//! they may is asked, and the operation's own file does it.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use thalweg_wire::limits::SHARD_BYTES_PER_S;
+
+use super::call_rates::CallRates;
+use super::check::check_output;
+use super::codec;
+use super::consumers;
+use super::error::{ApiError, ErrorKind};
+use super::iterators;
+use super::model::{Operation, model};
+use super::policy::{Context, Policy, Request, Tags};
+use super::reading::Reading;
+use super::server::{Api, ApiRequest, ApiResponse, Protocol};
+use super::sigv4::{AuthError, Authenticator, Caller};
+use super::token::Tokens;
+use super::validate::{Invalid, validate_input};
+use super::{accounts, policies, reshard, settings, shards, streams, tags};
+use crate::control::NowMs;
+use crate::control::catalog::{Catalog, Stream};
+use crate::control::nodes::Node;
+use crate::control::record::{RecordKey, StreamName, StreamRecord, encode_record};
+use crate::control::store::{CommitError, Expectation, Revision, Store, Transaction};
+use crate::route::{Fetcher, Writer};
+
+/// Times that a change is judged and tried anew when others changed the same record meanwhile.
+pub(super) const CHANGE_ATTEMPTS_MAX: u32 = 10;
+
+/// How long it may take until what another took away is not seen any more.
+const CHANGE_PAUSE: std::time::Duration = std::time::Duration::from_millis(5);
+
+/// How a service works.
+#[derive(Clone, Debug)]
+pub struct ServiceSettings {
+    /// Whether limits are enforced: those of shards' reads, of accounts' calls and of counts. Off
+    /// for raw benchmarks only.
+    pub limits: bool,
+    /// Shards that an account may have in a region (developer guide, quotas and limits).
+    pub shards_max: u32,
+    /// Streams of on-demand mode that an account may have in a region (the same page).
+    pub on_demand_streams_max: u32,
+}
+
+impl Default for ServiceSettings {
+    fn default() -> ServiceSettings {
+        ServiceSettings { limits: true, shards_max: 20_000, on_demand_streams_max: 50 }
+    }
+}
+
+/// What a service stands on.
+pub struct Ground<S> {
+    /// The metadata store.
+    pub store: S,
+    /// What it has, in memory.
+    pub catalog: Arc<Catalog>,
+    /// The storage node.
+    pub node: Arc<Node>,
+    /// Appends to it.
+    pub writer: Writer,
+    /// Reads from it.
+    pub fetcher: Fetcher,
+    /// Finds out who calls.
+    pub authenticator: Authenticator,
+    /// What time it is.
+    pub now_ms: NowMs,
+}
+
+/// See the module.
+pub struct Service<S> {
+    pub(super) ground: Ground<S>,
+    pub(super) settings: ServiceSettings,
+    /// Seals what callers come back with.
+    pub(super) tokens: Tokens<S>,
+    /// What is remembered of readers.
+    pub(super) reading: Reading,
+    rates: CallRates,
+}
+
+/// What something is done to, as policies see it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Resource<'a> {
+    pub(super) arn: &'a str,
+    /// Whose it is.
+    pub(super) account_id: &'a str,
+    /// Its policy, as it is recorded.
+    pub(super) policy: Option<&'a str>,
+    pub(super) tags: Option<&'a Tags>,
+}
+
+/// A request whose caller is known.
+#[derive(Debug)]
+pub struct Call {
+    /// Who calls.
+    pub caller: Caller,
+    /// The operation.
+    pub operation: &'static Operation,
+    /// The encoding of body and answer.
+    pub protocol: Protocol,
+    /// When it came, milliseconds since 1970.
+    pub now_ms: u64,
+    /// What policies may ask of.
+    context: CallContext,
+}
+
+#[derive(Debug)]
+struct CallContext {
+    source: std::net::IpAddr,
+    is_tls: bool,
+    user_agent: Option<String>,
+}
+
+impl Call {
+    /// The action that policies name: `kinesis:` and the operation.
+    #[must_use]
+    pub fn action(&self) -> String {
+        format!("kinesis:{}", self.operation.name)
+    }
+
+    /// The encoding of body and answer, as the codecs name it.
+    #[must_use]
+    pub fn encoding(&self) -> codec::Encoding {
+        match self.protocol {
+            Protocol::Json => codec::Encoding::Json,
+            Protocol::Cbor => codec::Encoding::Cbor,
+        }
+    }
+
+    /// A stream of the caller's account and region.
+    #[must_use]
+    pub fn own_stream(&self, name: &str) -> StreamName {
+        StreamName {
+            account_id: self.caller.account_id.clone(),
+            region: self.caller.region.clone(),
+            name: name.to_owned(),
+        }
+    }
+}
+
+impl<S: Store + Clone> Service<S> {
+    /// A service.
+    #[must_use]
+    pub fn new(ground: Ground<S>, settings: ServiceSettings) -> Service<S> {
+        let tokens = Tokens::new(ground.store.clone(), ground.now_ms.clone());
+        let (reading, rates) = (Reading::default(), CallRates::default());
+        Service { ground, settings, tokens, reading, rates }
+    }
+
+    /// The stream that a request names, by its name in the caller's own account and region, or by
+    /// its ARN in any.
+    ///
+    /// # Errors
+    /// When neither is given, or the ARN is none, or they contradict.
+    pub(super) fn name_of(
+        &self,
+        call: &Call,
+        name: Option<&str>,
+        arn: Option<&str>,
+    ) -> Result<StreamName, ApiError> {
+        let by_arn = arn.map(parse_stream_arn).transpose()?;
+        match (name, by_arn) {
+            (None, None) => {
+                Err(ApiError::invalid_argument("Either StreamName or StreamARN must be specified."))
+            }
+            (Some(name), None) => Ok(call.own_stream(name)),
+            (Some(name), Some(stream)) if stream.name != name => {
+                Err(ApiError::invalid_argument(format!(
+                    "StreamARN and StreamName name different streams: {} and {name}.",
+                    stream.name
+                )))
+            }
+            (_, Some(stream)) => Ok(stream),
+        }
+    }
+
+    /// The stream of that name, whatever its state.
+    ///
+    /// # Errors
+    /// The service's error when there is none.
+    pub(super) fn stream(&self, name: &StreamName) -> Result<Arc<Stream>, ApiError> {
+        self.ground.catalog.stream(name).ok_or_else(|| not_found(name))
+    }
+
+    /// The stream that a request names, if the caller may do to it what the request asks for.
+    ///
+    /// # Errors
+    /// As of [`Service::name_of`], [`Service::stream`]; AccessDeniedException.
+    pub(super) fn authorized_stream(
+        &self,
+        call: &Call,
+        name: Option<&str>,
+        arn: Option<&str>,
+    ) -> Result<Arc<Stream>, ApiError> {
+        let name = self.name_of(call, name, arn)?;
+        let stream = self.ground.catalog.stream(&name);
+        let record = stream.as_ref().map(|stream| &stream.record);
+        let arn = name.arn();
+        let asked = Resource {
+            arn: &arn,
+            account_id: &name.account_id,
+            policy: record.and_then(|record| record.policy.as_deref()),
+            tags: record.map(|record| &record.tags),
+        };
+        // Who may not ask does not learn whether there is such a stream.
+        self.authorize_on(call, &call.action(), &asked, None)?;
+        stream.ok_or_else(|| not_found(&name))
+    }
+
+    /// Asks the policies whether the caller may do something to a resource, of which `policy` is
+    /// the resource policy as it is recorded.
+    ///
+    /// # Errors
+    /// AccessDeniedException, with the service's message.
+    pub(super) fn authorize(
+        &self,
+        call: &Call,
+        action: &str,
+        resource_arn: &str,
+        resource_account: &str,
+        policy: Option<&str>,
+    ) -> Result<(), ApiError> {
+        let asked =
+            Resource { arn: resource_arn, account_id: resource_account, policy, tags: None };
+        self.authorize_on(call, action, &asked, None)
+    }
+
+    /// The same of a resource that has tags, or a request that carries some.
+    ///
+    /// # Errors
+    /// AccessDeniedException, with the service's message.
+    pub(super) fn authorize_on(
+        &self,
+        call: &Call,
+        action: &str,
+        resource: &Resource<'_>,
+        request_tags: Option<&Tags>,
+    ) -> Result<(), ApiError> {
+        let policy = resource.policy.map(Policy::parse_resource).transpose().map_err(|error| {
+            tracing::error!(arn = resource.arn, %error, "a recorded policy cannot be read");
+            ApiError::internal_failure()
+        })?;
+        let now = SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(call.now_ms);
+        let mut context = Context::new(now, &call.caller.region);
+        context.source_ip = Some(call.context.source);
+        context.is_secure_transport = call.context.is_tls;
+        context.user_agent = call.context.user_agent.as_deref();
+        context.resource_tags = resource.tags;
+        context.request_tags = request_tags;
+        let request = Request {
+            resource_policy: policy.as_ref(),
+            ..call.caller.request(action, resource.arn, resource.account_id, context)
+        };
+        request.authorize().map_err(|denied| ApiError::access_denied(denied.to_string()))
+    }
+
+    /// Changes a stream's record: `change` judges the stream as it is and answers what its record
+    /// is to be. It is asked again when somebody else was quicker. Answers when the change is seen.
+    ///
+    /// # Errors
+    /// What `change` says, or that the store did not take it.
+    pub(super) async fn change_stream(
+        &self,
+        name: &StreamName,
+        mut change: impl FnMut(&Stream) -> Result<StreamRecord, ApiError>,
+    ) -> Result<(), ApiError> {
+        let key = RecordKey::Stream(name.clone()).encode();
+        for _ in 0..CHANGE_ATTEMPTS_MAX {
+            let stream = self.stream(name)?;
+            let record = change(&stream)?;
+            if record == stream.record {
+                return Ok(());
+            }
+            let transaction = Transaction::new()
+                .expect(key.clone(), Expectation::ModRevision(stream.mod_revision))
+                .put(key.clone(), encode_record(&record));
+            if self.commit(transaction).await?.is_some() {
+                return Ok(());
+            }
+        }
+        Err(ApiError::resource_in_use(format!(
+            "Stream {} under account {} is being changed by others; try again.",
+            name.name, name.account_id
+        )))
+    }
+
+    /// Commits a transaction and waits until it is seen; `None` when a condition did not hold and
+    /// the catalog has been brought up to date.
+    ///
+    /// # Errors
+    /// InternalFailure: the store did not take it, or it is not known whether it did.
+    pub(super) async fn commit(
+        &self,
+        transaction: Transaction,
+    ) -> Result<Option<Revision>, ApiError> {
+        match self.ground.store.commit(transaction).await {
+            Ok(revision) => {
+                self.ground.catalog.wait_for(revision).await;
+                Ok(Some(revision))
+            }
+            Err(CommitError::Conflict(conflict)) => {
+                match conflict.found {
+                    Some(revision) => self.ground.catalog.wait_for(revision).await,
+                    // Which revision took the key away is not told.
+                    None => tokio::time::sleep(CHANGE_PAUSE).await,
+                }
+                Ok(None)
+            }
+            Err(error) => {
+                tracing::error!(%error, "a change was not committed");
+                Err(ApiError::internal_failure())
+            }
+        }
+    }
+
+    async fn serve(&self, request: ApiRequest) -> Result<ApiResponse, ApiError> {
+        let operation = model()
+            .operation(&request.operation)
+            .ok_or_else(|| ApiError::unknown_operation(request.operation.clone()))?;
+        let now_ms = (self.ground.now_ms)();
+        let now = SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(now_ms);
+        let caller = self.ground.authenticator.authenticate(&request.head, &request.body, now)?;
+        let user_agent = request.head.headers.get(http::header::USER_AGENT);
+        let call = Call {
+            caller,
+            operation,
+            protocol: request.protocol,
+            now_ms,
+            context: CallContext {
+                source: request.peer.ip(),
+                is_tls: request.is_tls,
+                user_agent: user_agent.and_then(|value| value.to_str().ok()).map(str::to_owned),
+            },
+        };
+        match operation.name.as_str() {
+            // These carry records and have codecs of their own.
+            "PutRecord" => self.put_record(&call, &request.body).await,
+            "PutRecords" => self.put_records(&call, &request.body).await,
+            "GetRecords" => self.get_records(&call, &request.body).await,
+            "SubscribeToShard" => self.subscribe_to_shard(&call, &request.body).await,
+            _ => {
+                let input = self.input(&call, &request.body)?;
+                if self.settings.limits {
+                    self.rates.take(&call, &input)?;
+                }
+                let output = self.operate(&call, input).await?;
+                self.output(&call, output)
+            }
+        }
+    }
+
+    /// Hands a request to the file of its operation's family.
+    async fn operate(&self, call: &Call, input: Value) -> Result<Option<Value>, ApiError> {
+        let name = call.operation.name.as_str();
+        if shards::OPERATIONS.contains(&name) {
+            return self.shards(call, input).await;
+        }
+        if reshard::OPERATIONS.contains(&name) {
+            return self.reshard(call, input).await;
+        }
+        if tags::OPERATIONS.contains(&name) {
+            return self.tags(call, input).await;
+        }
+        if policies::OPERATIONS.contains(&name) {
+            return self.policies(call, input).await;
+        }
+        if iterators::OPERATIONS.contains(&name) {
+            return self.iterators(call, input).await;
+        }
+        if consumers::OPERATIONS.contains(&name) {
+            return self.consumers(call, input).await;
+        }
+        if streams::OPERATIONS.contains(&name) {
+            return self.streams(call, input).await;
+        }
+        if settings::OPERATIONS.contains(&name) {
+            return self.settings(call, input).await;
+        }
+        if accounts::OPERATIONS.contains(&name) {
+            return self.accounts(call, input).await;
+        }
+        // Queues and channels among them (API model of 2026).
+        Err(ApiError::unknown_operation(format!("{name} is not served by this version.")))
+    }
+
+    /// A request's body, read and held against the model.
+    pub(super) fn input(&self, call: &Call, body: &[u8]) -> Result<Value, ApiError> {
+        let shape = model().shape(call.operation.input);
+        let input = codec::decode(call.encoding(), shape, body)?;
+        validate_input(call.operation, &input)?;
+        Ok(input)
+    }
+
+    fn output(&self, call: &Call, output: Option<Value>) -> Result<ApiResponse, ApiError> {
+        if cfg!(debug_assertions) {
+            let nothing = Value::Object(serde_json::Map::new());
+            let told = check_output(call.operation, output.as_ref().unwrap_or(&nothing));
+            assert!(told.is_empty(), "{}: {told:?}", call.operation.name);
+        }
+        let Some(output) = output else { return Ok(ApiResponse::Whole(bytes::Bytes::new())) };
+        let shape = call.operation.output.map(|shape| model().shape(shape));
+        let body = codec::encode(call.encoding(), shape, &output).map_err(|error| {
+            tracing::error!(operation = %call.operation.name, %error, "an answer is no answer");
+            ApiError::internal_failure()
+        })?;
+        Ok(ApiResponse::Whole(body.into()))
+    }
+}
+
+impl<S: Store + Clone> Api for Service<S> {
+    fn knows(&self, operation: &str) -> bool {
+        model().operation(operation).is_some()
+    }
+
+    async fn call(&self, request: ApiRequest) -> Result<ApiResponse, ApiError> {
+        self.serve(request).await
+    }
+}
+
+/// What a valid input says, as a structure.
+///
+/// # Errors
+/// InternalFailure: the structure asks for more than the model does.
+pub(super) fn read<T: DeserializeOwned>(input: Value) -> Result<T, ApiError> {
+    serde_json::from_value(input).map_err(|error| {
+        tracing::error!(%error, "a valid input does not fit its structure");
+        ApiError::internal_failure()
+    })
+}
+
+/// `arn:aws:kinesis:REGION:ACCOUNT:stream/NAME`, and whatever follows the name behind a slash.
+///
+/// # Errors
+/// InvalidArgumentException.
+pub(super) fn parse_stream_arn(arn: &str) -> Result<StreamName, ApiError> {
+    let wrong = || ApiError::invalid_argument(format!("{arn} is no ARN of a stream."));
+    let mut parts = arn.splitn(6, ':');
+    let mut part = || parts.next().ok_or_else(wrong);
+    let (arn_word, partition, service) = (part()?, part()?, part()?);
+    let (region, account_id) = (part()?, part()?);
+    let resource = part()?.strip_prefix("stream/").ok_or_else(wrong)?;
+    let name = resource.split('/').next().unwrap_or_default();
+    if arn_word != "arn" || !partition.starts_with("aws") || service != "kinesis" || name.is_empty()
+    {
+        return Err(wrong());
+    }
+    Ok(StreamName {
+        account_id: account_id.to_owned(),
+        region: region.to_owned(),
+        name: name.to_owned(),
+    })
+}
+
+/// The service's error for a stream that is not there.
+#[must_use]
+pub(super) fn not_found(name: &StreamName) -> ApiError {
+    ApiError::resource_not_found(format!(
+        "Stream {} under account {} not found.",
+        name.name, name.account_id
+    ))
+}
+
+/// The service's error for a stream in whose state something cannot be done.
+#[must_use]
+pub(super) fn not_active(stream: &Stream) -> ApiError {
+    ApiError::resource_in_use(format!(
+        "Stream {} under account {} not ACTIVE, instead in state {}",
+        stream.name.name,
+        stream.name.account_id,
+        stream.record.status.as_str()
+    ))
+}
+
+impl From<AuthError> for ApiError {
+    fn from(error: AuthError) -> ApiError {
+        let kind = ErrorKind::from_name(error.kind()).unwrap_or(ErrorKind::AccessDenied);
+        ApiError::new(kind, error.to_string())
+    }
+}
+
+impl From<Invalid> for ApiError {
+    fn from(invalid: Invalid) -> ApiError {
+        let kind = ErrorKind::from_name(invalid.kind).unwrap_or(ErrorKind::Validation);
+        ApiError::new(kind, invalid.message)
+    }
+}
+
+/// Throughput that a shard takes, MiB a second.
+pub(super) const SHARD_MIBPS: u64 = SHARD_BYTES_PER_S >> 20;

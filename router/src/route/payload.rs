@@ -1,0 +1,174 @@
+//! Payloads that arrived: aligned, so that batches are read where they lie; shared, so that many
+//! hold one; counted against a budget for as long as anybody does.
+
+use std::fmt;
+use std::ops::Deref;
+use std::sync::{Arc, Weak};
+
+use rkyv::util::AlignedVec;
+use thalweg_wire::frame::{FrameKind, PAYLOAD_ALIGN};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Memory that answers may fill, bytes: shared by as many links as are given it. What is asked for
+/// is reserved before it is asked, so that a reader that keeps its answers holds up those who ask
+/// for more, and nobody whose answer is on its way. Who keeps answers while it waits for others
+/// may wait for itself: the deadline of a request ends that.
+#[derive(Clone, Debug)]
+pub struct AnswerMemory {
+    budget: Arc<Semaphore>,
+    bytes_max: usize,
+}
+
+impl AnswerMemory {
+    /// So many bytes; room for one answer of the largest size at the least, 14 MiB.
+    #[must_use]
+    pub fn new(bytes_max: usize) -> AnswerMemory {
+        let largest = FrameKind::FetchAnswer.payload_bytes_max() as usize;
+        let bytes_max = bytes_max.clamp(largest, u32::MAX as usize);
+        AnswerMemory { budget: Arc::new(Semaphore::new(bytes_max)), bytes_max }
+    }
+
+    /// Bytes in all.
+    #[must_use]
+    pub fn bytes_max(&self) -> usize {
+        self.bytes_max
+    }
+
+    /// Bytes that nothing fills or has reserved.
+    #[must_use]
+    pub fn bytes_free(&self) -> usize {
+        self.budget.available_permits()
+    }
+
+    /// Waits, in turn, until so many bytes are free, and takes them.
+    pub(super) async fn reserve(&self, bytes: usize) -> Reservation {
+        let permits = u32::try_from(bytes.min(self.bytes_max)).expect("at most 4 GiB in all");
+        let taken = self.budget.clone().acquire_many_owned(permits).await;
+        Reservation { taken: Some(taken.expect("a budget is never closed")), home: None }
+    }
+}
+
+/// Where a reservation goes when it is not needed any more.
+pub(super) trait Home: Send + Sync {
+    /// Keeps it for what comes next.
+    fn take_back(&self, reservation: Reservation);
+}
+
+/// Bytes taken from an [`AnswerMemory`]. Dropped, they go to their home, while there is one, and
+/// else back to the memory.
+pub(super) struct Reservation {
+    /// None once it was dropped.
+    taken: Option<OwnedSemaphorePermit>,
+    home: Option<Weak<dyn Home>>,
+}
+
+impl Reservation {
+    /// Bytes.
+    pub(super) fn bytes(&self) -> usize {
+        self.taken.as_ref().map_or(0, OwnedSemaphorePermit::num_permits)
+    }
+
+    /// The same with a home.
+    pub(super) fn with_home(mut self, home: Weak<dyn Home>) -> Reservation {
+        self.home = Some(home);
+        self
+    }
+
+    /// The same without.
+    pub(super) fn without_home(mut self) -> Reservation {
+        self.home = None;
+        self
+    }
+
+    /// Adds what was reserved of the same memory.
+    pub(super) fn merge(&mut self, mut more: Reservation) {
+        match (&mut self.taken, more.taken.take()) {
+            (Some(taken), Some(more)) => taken.merge(more),
+            (taken, more) => *taken = taken.take().or(more),
+        }
+    }
+
+    /// Takes so many bytes off, without a home, if there are as many.
+    pub(super) fn split(&mut self, bytes: usize) -> Option<Reservation> {
+        let taken = self.taken.as_mut()?.split(bytes)?;
+        Some(Reservation { taken: Some(taken), home: None })
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if let Some(home) = self.home.take().and_then(|home| home.upgrade()) {
+            home.take_back(Reservation { taken: self.taken.take(), home: None });
+        }
+    }
+}
+
+/// A payload. A clone is another handle of the same bytes.
+#[derive(Clone)]
+pub struct Payload(Arc<Held>);
+
+struct Held {
+    bytes: AlignedVec<PAYLOAD_ALIGN>,
+    /// What the bytes count as; small ones count for nothing.
+    _reservation: Option<Reservation>,
+}
+
+impl Payload {
+    pub(super) fn new(
+        bytes: AlignedVec<PAYLOAD_ALIGN>,
+        reservation: Option<Reservation>,
+    ) -> Payload {
+        Payload(Arc::new(Held { bytes, _reservation: reservation }))
+    }
+
+    /// A copy of bytes that lie elsewhere.
+    pub(super) fn copy_of(bytes: &[u8], reservation: Option<Reservation>) -> Payload {
+        let mut copy = AlignedVec::with_capacity(bytes.len());
+        copy.extend_from_slice(bytes);
+        Payload::new(copy, reservation)
+    }
+}
+
+impl Deref for Payload {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0.bytes
+    }
+}
+
+/// Without the bytes: what users store is nobody else's to print.
+impl fmt::Debug for Payload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Payload({} bytes)", self.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn bytes_count_until_the_last_handle_is_gone() {
+        let memory = AnswerMemory::new(20 << 20);
+        let mut reserved = memory.reserve(1000).await;
+        let part = reserved.split(600).expect("there are as many");
+        assert!(reserved.split(401).is_none());
+        let payload = Payload::copy_of(&[7; 600], Some(part));
+        drop(reserved);
+        let other = payload.clone();
+        drop(payload);
+        assert_eq!(memory.bytes_free(), memory.bytes_max() - 600);
+        assert_eq!(other.as_ptr() as usize % PAYLOAD_ALIGN, 0);
+        assert_eq!(format!("{other:?}"), "Payload(600 bytes)");
+        drop(other);
+        assert_eq!(memory.bytes_free(), memory.bytes_max());
+    }
+
+    #[tokio::test]
+    async fn who_wants_more_than_there_is_gets_all_of_it() {
+        let memory = AnswerMemory::new(0);
+        let all = memory.reserve(usize::MAX).await;
+        assert_eq!(all.bytes(), FrameKind::FetchAnswer.payload_bytes_max() as usize);
+    }
+}

@@ -1,0 +1,240 @@
+//! Starting a router, and stopping it: what stands on what, in the order in which it is needed.
+//!
+//! The store is opened, the node is asked what it has, the catalog is read; then the tasks run that
+//! keep it up and bring about what it says; then the API is served. A router without one of its
+//! tasks would answer from what was once true: the end of any is the end of the router.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use thalweg_wire::control::ShardLimits;
+use thiserror::Error;
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::Instant;
+
+use crate::config::{Access, RouterConfig, RouterConfigError, TlsFiles};
+use crate::control::catalog::{Catalog, CatalogError};
+use crate::control::nodes::{Node, NodeError, ReadRoutes};
+use crate::control::reconciler::{Reconciler, ShardSettings};
+use crate::control::retention::{Retention, RetentionSettings};
+use crate::control::store::Store;
+use crate::control::store::embedded::{EmbeddedOptions, EmbeddedStore, OpenError};
+use crate::control::system_clock;
+use crate::kinesis::credentials::{Credentials, CredentialsError};
+use crate::kinesis::principal::PrincipalError;
+use crate::kinesis::server::{Drained, Server, ServerConfig, StartError, TlsError, TlsIdentity};
+use crate::kinesis::service::{Ground, Service, ServiceSettings};
+use crate::kinesis::sigv4::Authenticator;
+use crate::route::{AnswerMemory, Fetcher, LinkLimits, NodeLinks, Writer, WriterConfig};
+
+/// How long a node may take to be there when a router starts: both may be started at once, and a
+/// node recovers its logs first.
+const NODE_PATIENCE: Duration = Duration::from_secs(30);
+/// Pause before it is asked again.
+const NODE_AGAIN: Duration = Duration::from_millis(200);
+/// How long a node may take to answer a read, beyond what it was asked to wait.
+const READ_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why a router did not start, or had to end. Each says what to do.
+#[derive(Debug, Error)]
+pub enum RouterError {
+    /// The configuration says what must not be.
+    #[error(transparent)]
+    Config(#[from] RouterConfigError),
+    /// The metadata store cannot be opened.
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    /// The access keys cannot be read.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
+    /// The account of whoever comes without a key is none.
+    #[error(transparent)]
+    Principal(#[from] PrincipalError),
+    /// A file of the TLS identity cannot be read.
+    #[error("{}: {source}: name a PEM file that this user may read", path.display())]
+    TlsFile {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// Certificate and key are of no use.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The node is not there, or answers what it should not.
+    #[error(
+        "no storage node can be used at {address} ({source}): is it running, and is that the \
+             address of one of its cores?"
+    )]
+    Node {
+        /// Where it was looked for.
+        address: SocketAddr,
+        /// What happened.
+        source: NodeError,
+    },
+    /// What the store has cannot be read, or no longer be followed.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// The API cannot be served.
+    #[error(transparent)]
+    Server(#[from] StartError),
+    /// A task ended that should not.
+    #[error("the {task} ended ({reason}): the log says more; restart the router")]
+    TaskEnded {
+        /// Which.
+        task: &'static str,
+        /// How.
+        reason: String,
+    },
+}
+
+/// A running router. Dropping it cuts everything off.
+pub struct Router {
+    server: Server,
+    store: EmbeddedStore,
+    tasks: JoinSet<RouterError>,
+    drain_time: Duration,
+}
+
+impl Router {
+    /// Starts a router before a node that is looked for at the address of any of its cores. When
+    /// this returns, the API is served. To be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`RouterError`].
+    pub async fn start(config: RouterConfig, node: SocketAddr) -> Result<Router, RouterError> {
+        config.check()?;
+        // What needs nobody else comes first: a mistake there is told at once.
+        let tls = config.tls.as_ref().map(read_identity).transpose()?;
+        let authenticator = authenticator(&config.access)?;
+        let store = open_store(config.store.clone()).await?;
+
+        let link_limits = LinkLimits::default();
+        let command_links = NodeLinks::new(link_limits, AnswerMemory::new(0));
+        let node = learned_node(node, command_links).await?;
+        let (catalog, watch) = Catalog::open(&store).await?;
+        let now_ms = system_clock();
+        let settings = ShardSettings {
+            limits: config.limits.then_some(ShardLimits::KINESIS),
+            generation: store.generation(),
+        };
+        let reconciler =
+            Reconciler::new(store.clone(), catalog.clone(), node.clone(), now_ms.clone(), settings);
+        let mut tasks = JoinSet::new();
+        let followed = catalog.clone();
+        tasks.spawn(async move {
+            match followed.follow(watch).await {
+                Ok(()) => ended("catalog's watch", "without a reason"),
+                Err(error) => error.into(),
+            }
+        });
+        tasks.spawn(async move {
+            reconciler.run().await;
+            ended("reconciler", "without a reason")
+        });
+
+        let writer_config =
+            WriterConfig { bytes_max: config.write_bytes_max, ..WriterConfig::default() };
+        let writer = Writer::new(node.clone(), writer_config);
+        let read_links = NodeLinks::new(link_limits, AnswerMemory::new(config.read_bytes_max));
+        let fetcher = Fetcher::new(Arc::new(ReadRoutes(node.clone())), read_links, READ_PATIENCE);
+        let retention = Retention::new(
+            store.clone(),
+            catalog.clone(),
+            node.clone(),
+            fetcher.clone(),
+            now_ms.clone(),
+            RetentionSettings::default(),
+        );
+        tasks.spawn(async move {
+            retention.run().await;
+            ended("retention", "without a reason")
+        });
+        let ground =
+            Ground { store: store.clone(), catalog, node, writer, fetcher, authenticator, now_ms };
+        let settings = ServiceSettings { limits: config.limits, ..ServiceSettings::default() };
+        let service = Service::new(ground, settings);
+        let server =
+            Server::start(ServerConfig { tls, ..ServerConfig::plain(config.listen) }, service)?;
+        Ok(Router { server, store, tasks, drain_time: config.drain_time })
+    }
+
+    /// Where the API is served: the port is the system's choice if it was 0.
+    #[must_use]
+    pub fn address(&self) -> SocketAddr {
+        self.server.local_addr()
+    }
+
+    /// Returns when the router cannot go on, and why. It should be stopped then.
+    pub async fn ended(&mut self) -> RouterError {
+        match self.tasks.join_next().await {
+            Some(Ok(error)) => error,
+            Some(Err(error)) => panicked(&error),
+            // After it had told once.
+            None => ended("router's last task", "it was told before"),
+        }
+    }
+
+    /// Takes nothing more, lets calls that are under way end, closes the store. What a stream was
+    /// to become is recorded, and the next router goes on with it.
+    pub async fn stop(mut self) -> Drained {
+        let drained = self.server.drain(self.drain_time).await;
+        self.tasks.shutdown().await;
+        self.store.close().await;
+        drained
+    }
+}
+
+fn ended(task: &'static str, reason: &str) -> RouterError {
+    RouterError::TaskEnded { task, reason: reason.to_owned() }
+}
+
+fn panicked(error: &JoinError) -> RouterError {
+    RouterError::TaskEnded { task: "task of the router", reason: error.to_string() }
+}
+
+fn read_identity(files: &TlsFiles) -> Result<TlsIdentity, RouterError> {
+    let read = |path: &Path| {
+        std::fs::read(path).map_err(|source| RouterError::TlsFile { path: path.to_owned(), source })
+    };
+    Ok(TlsIdentity::from_pem(&read(&files.certificate)?, &read(&files.key)?)?)
+}
+
+fn authenticator(access: &Access) -> Result<Authenticator, RouterError> {
+    match access {
+        Access::Keys { credentials } => Ok(Authenticator::new(Credentials::open(credentials)?)),
+        Access::Open { account_id, region } => Ok(Authenticator::open(account_id, region)?),
+    }
+}
+
+/// It is read as a whole, which blocks.
+async fn open_store(path: PathBuf) -> Result<EmbeddedStore, RouterError> {
+    let within = tokio::runtime::Handle::current();
+    let open = move || {
+        let _within = within.enter();
+        EmbeddedStore::open(&path, EmbeddedOptions::default())
+    };
+    match tokio::task::spawn_blocking(open).await {
+        Ok(opened) => Ok(opened?),
+        Err(error) => Err(panicked(&error)),
+    }
+}
+
+/// The node, once it has told what it has.
+async fn learned_node(address: SocketAddr, links: NodeLinks) -> Result<Arc<Node>, RouterError> {
+    let node = Node::new(address, links);
+    let started = Instant::now();
+    loop {
+        match node.learn().await {
+            Ok(()) => return Ok(node),
+            Err(error) if error.may_pass() && started.elapsed() < NODE_PATIENCE => {
+                tracing::info!(%address, %error, "waiting for the storage node");
+                tokio::time::sleep(NODE_AGAIN).await;
+            }
+            Err(source) => return Err(RouterError::Node { address, source }),
+        }
+    }
+}

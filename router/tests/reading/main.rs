@@ -1,0 +1,8 @@
+//! Reading through the API: iterators, GetRecords, consumers, SubscribeToShard.
+
+mod consumers;
+mod get;
+mod stream;
+mod subscribe;
+#[path = "../support/mod.rs"]
+mod support;

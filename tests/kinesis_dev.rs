@@ -1,0 +1,412 @@
+//! `thalweg dev` as its users run it: killed under load and started again, and driven by AWS's own
+//! clients, which hold every answer against their model of the API.
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use support::{PATIENCE, directory, run, thalweg, two_free_ports};
+
+/// Times that the process is killed.
+const KILLS: u64 = 6;
+/// The stream that records are put into all the while.
+const KEPT: &str = "kept";
+/// Its shards.
+const KEPT_SHARDS: usize = 3;
+
+/// A running `thalweg dev`.
+struct DevProcess {
+    child: Child,
+    address: SocketAddr,
+    arguments: Vec<String>,
+}
+
+impl DevProcess {
+    /// Starts it on a port and waits until it serves.
+    fn start(data_dir: &Path, port: u16, more: &[&str]) -> DevProcess {
+        let listen = format!("127.0.0.1:{port}");
+        let data_dir = data_dir.to_str().expect("a path of the test");
+        let arguments = ["--log", "warn", "dev", "--listen", &listen, "--data-dir", data_dir];
+        let arguments = arguments.iter().chain(more).map(|argument| (*argument).to_owned());
+        DevProcess::run(arguments.collect(), listen.parse().expect("an address"))
+    }
+
+    fn run(arguments: Vec<String>, address: SocketAddr) -> DevProcess {
+        let mut command = thalweg(&[]);
+        command.args(&arguments).stdin(Stdio::null()).stdout(Stdio::null());
+        let child = command.spawn().expect("the program can be started");
+        let mut dev = DevProcess { child, address, arguments };
+        let started = Instant::now();
+        while TcpStream::connect(address).is_err() {
+            if let Some(status) = dev.child.try_wait().expect("a child can be asked") {
+                panic!("it ended: {status}");
+            }
+            assert!(started.elapsed() < PATIENCE, "it does not serve");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        dev
+    }
+
+    /// Kills it at once, as a crash would, and starts it anew.
+    fn kill_and_restart(&mut self) {
+        self.child.kill().expect("a running child can be killed");
+        self.child.wait().expect("a killed child ends");
+        *self = DevProcess::run(self.arguments.clone(), self.address);
+    }
+
+    /// Asks it to stop; answers its exit code.
+    fn terminate(&mut self) -> Option<i32> {
+        let id = self.child.id().to_string();
+        let asked = Command::new("kill").args(["-TERM", &id]).status();
+        assert!(asked.expect("kill can be run").success());
+        self.child.wait().expect("it ends").code()
+    }
+}
+
+impl Drop for DevProcess {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// What a call came to: the answer, an error of the API, or nothing.
+enum Answer {
+    Output(Value),
+    Error(String),
+    Lost,
+}
+
+/// One call on a connection of its own, in JSON, without a signature.
+fn call(address: SocketAddr, operation: &str, input: &Value) -> Answer {
+    exchange(address, operation, input).unwrap_or(Answer::Lost)
+}
+
+fn exchange(address: SocketAddr, operation: &str, input: &Value) -> Option<Answer> {
+    let mut stream = TcpStream::connect(address).ok()?;
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
+    let body = input.to_string();
+    let head = format!(
+        "POST / HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/x-amz-json-1.1\r\n\
+         X-Amz-Target: Kinesis_20131202.{operation}\r\nConnection: close\r\n\
+         Content-Length: {}\r\n\r\n",
+        body.len()
+    );
+    stream.write_all(head.as_bytes()).ok()?;
+    stream.write_all(body.as_bytes()).ok()?;
+    let mut reader = BufReader::new(stream);
+    let mut status = String::new();
+    reader.read_line(&mut status).ok()?;
+    let mut length = None;
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line).ok()? == 0 {
+            return None;
+        }
+        let line = line.trim_end().to_ascii_lowercase();
+        if line.is_empty() {
+            break;
+        }
+        if let Some(value) = line.strip_prefix("content-length:") {
+            length = value.trim().parse::<usize>().ok();
+        }
+    }
+    let mut body = vec![0; length?];
+    reader.read_exact(&mut body).ok()?;
+    let value = if body.is_empty() { Value::Null } else { serde_json::from_slice(&body).ok()? };
+    if status.starts_with("HTTP/1.1 200") {
+        return Some(Answer::Output(value));
+    }
+    Some(Answer::Error(value["__type"].as_str().unwrap_or(status.trim_end()).to_owned()))
+}
+
+/// A call that must succeed.
+#[track_caller]
+fn output(address: SocketAddr, operation: &str, input: &Value) -> Value {
+    match call(address, operation, input) {
+        Answer::Output(output) => output,
+        Answer::Error(error) => panic!("{operation}: {error}"),
+        Answer::Lost => panic!("{operation}: no answer"),
+    }
+}
+
+/// A stream's status and its open shards; `None` when there is none.
+#[track_caller]
+fn summary(address: SocketAddr, stream: &str) -> Option<(String, u64)> {
+    match call(address, "DescribeStreamSummary", &json!({ "StreamName": stream })) {
+        Answer::Output(output) => {
+            let summary = &output["StreamDescriptionSummary"];
+            let status = summary["StreamStatus"].as_str().expect("a status").to_owned();
+            Some((status, summary["OpenShardCount"].as_u64().expect("a count")))
+        }
+        Answer::Error(error) if error.contains("ResourceNotFound") => None,
+        Answer::Error(error) => panic!("{stream}: {error}"),
+        Answer::Lost => panic!("{stream}: no answer"),
+    }
+}
+
+/// Waits until nothing is to become of a stream any more; answers its open shards, `None` when it
+/// is not there.
+#[track_caller]
+fn settled(address: SocketAddr, stream: &str) -> Option<u64> {
+    let started = Instant::now();
+    loop {
+        match summary(address, stream) {
+            None => return None,
+            Some((status, shards)) if status == "ACTIVE" => return Some(shards),
+            Some((status, _)) => {
+                assert!(started.elapsed() < PATIENCE, "{stream} stays {status}");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+        }
+    }
+}
+
+fn base64(number: u64) -> String {
+    // Digits and a filler: what is decoded is of no interest here, that it comes back is.
+    format!("{number:020}")
+}
+
+/// Who was told what, over all lives of the process.
+#[derive(Default)]
+struct Told {
+    /// Records that were acknowledged: number, by shard and sequence number.
+    acked: Mutex<BTreeMap<(String, String), String>>,
+    /// Shards of the streams that were asked for and were not asked to be deleted.
+    streams: Mutex<BTreeMap<String, Asked>>,
+    records: AtomicU64,
+    stop: AtomicBool,
+}
+
+/// What is known of a stream.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    shards: u64,
+    created: bool,
+    delete_asked: bool,
+    deleted: bool,
+}
+
+fn put_until_stopped(address: SocketAddr, told: &Told) {
+    while !told.stop.load(Ordering::Relaxed) {
+        let first = told.records.fetch_add(10, Ordering::Relaxed);
+        let data: Vec<String> = (first..first + 10).map(base64).collect();
+        let records: Vec<Value> = data
+            .iter()
+            .map(|data| json!({ "Data": data, "PartitionKey": format!("key-{data}") }))
+            .collect();
+        let input = json!({ "StreamName": KEPT, "Records": records });
+        let Answer::Output(output) = call(address, "PutRecords", &input) else {
+            // It was killed, or is not back yet.
+            std::thread::sleep(Duration::from_millis(10));
+            continue;
+        };
+        let results = output["Records"].as_array().expect("an entry for each record");
+        assert_eq!(results.len(), data.len());
+        let mut acked = told.acked.lock().expect("nobody panics with it");
+        for (result, data) in results.iter().zip(data) {
+            let Some(number) = result["SequenceNumber"].as_str() else { continue };
+            let shard = result["ShardId"].as_str().expect("a shard").to_owned();
+            let before = acked.insert((shard, number.to_owned()), data);
+            assert_eq!(before, None, "two acknowledged records have one sequence number");
+        }
+    }
+}
+
+fn create_and_delete_until_stopped(address: SocketAddr, told: &Told) {
+    let note = |name: &str, change: &dyn Fn(&mut Asked)| {
+        change(told.streams.lock().expect("nobody panics with it").get_mut(name).expect("noted"));
+    };
+    for number in 0_u64.. {
+        if told.stop.load(Ordering::Relaxed) {
+            return;
+        }
+        // Some hundred streams are enough.
+        std::thread::sleep(Duration::from_millis(5));
+        let (name, shards) = (format!("brief-{number}"), 1 + number % 5);
+        let asked = Asked { shards, created: false, delete_asked: false, deleted: false };
+        told.streams.lock().expect("nobody panics with it").insert(name.clone(), asked);
+        let input = json!({ "StreamName": name, "ShardCount": shards });
+        match call(address, "CreateStream", &input) {
+            Answer::Output(_) => note(&name, &|asked| asked.created = true),
+            Answer::Error(_) | Answer::Lost => {
+                std::thread::sleep(Duration::from_millis(10));
+                continue;
+            }
+        }
+        if number % 3 == 0 {
+            continue;
+        }
+        if number % 3 == 1 {
+            // Two of three are deleted, one of them while it is created, if it comes to that.
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        note(&name, &|asked| asked.delete_asked = true);
+        let input = json!({ "StreamName": name, "EnforceConsumerDeletion": true });
+        if let Answer::Output(_) = call(address, "DeleteStream", &input) {
+            note(&name, &|asked| asked.deleted = true);
+        }
+    }
+}
+
+/// Every stream is there with all its shards, or not at all.
+fn check_streams(address: SocketAddr, told: &Told) {
+    let asked = told.streams.lock().expect("nobody panics with it").clone();
+    for (name, asked) in &asked {
+        let found = settled(address, name);
+        match found {
+            Some(shards) => {
+                assert_eq!(shards, asked.shards, "{name}");
+                assert!(!asked.deleted, "{name} was deleted, and is there");
+            }
+            None => assert!(
+                !asked.created || asked.delete_asked,
+                "{name} was created, and is not there"
+            ),
+        }
+    }
+    assert_eq!(settled(address, KEPT), Some(KEPT_SHARDS as u64));
+}
+
+/// Everything that a stream has: data, by shard and sequence number.
+fn read_everything(address: SocketAddr, stream: &str) -> BTreeMap<(String, String), String> {
+    let described = output(address, "DescribeStream", &json!({ "StreamName": stream }));
+    let mut found = BTreeMap::new();
+    for shard in described["StreamDescription"]["Shards"].as_array().expect("shards") {
+        let shard = shard["ShardId"].as_str().expect("a name");
+        let input =
+            json!({ "StreamName": stream, "ShardId": shard, "ShardIteratorType": "TRIM_HORIZON" });
+        let mut iterator = output(address, "GetShardIterator", &input)["ShardIterator"].clone();
+        loop {
+            let got = output(address, "GetRecords", &json!({ "ShardIterator": iterator }));
+            for record in got["Records"].as_array().expect("records") {
+                let text = |member: &str| record[member].as_str().expect("a text").to_owned();
+                found.insert((shard.to_owned(), text("SequenceNumber")), text("Data"));
+            }
+            iterator = got["NextShardIterator"].clone();
+            let is_empty = got["Records"].as_array().is_some_and(Vec::is_empty);
+            if iterator.is_null() || (is_empty && got["MillisBehindLatest"] == 0) {
+                break;
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn what_was_acknowledged_outlives_kills() {
+    let data = directory();
+    let more = ["--no-auth", "--unlimited", "--memory-bytes", "128MiB"];
+    let mut dev = DevProcess::start(&data.path().join("d"), two_free_ports(), &more);
+    let address = dev.address;
+    output(address, "CreateStream", &json!({ "StreamName": KEPT, "ShardCount": KEPT_SHARDS }));
+    assert_eq!(settled(address, KEPT), Some(KEPT_SHARDS as u64));
+    let told = Arc::new(Told::default());
+    let start = |work: fn(SocketAddr, &Told)| -> JoinHandle<()> {
+        let told = told.clone();
+        std::thread::spawn(move || work(address, &told))
+    };
+    let threads = [
+        start(put_until_stopped),
+        start(put_until_stopped),
+        start(create_and_delete_until_stopped),
+    ];
+    for kill in 0..KILLS {
+        let acked = || told.acked.lock().expect("nobody panics with it").len();
+        let (before, started) = (acked(), Instant::now());
+        while acked() < before + 100 {
+            assert!(started.elapsed() < PATIENCE, "nothing is acknowledged");
+            assert!(!threads.iter().any(JoinHandle::is_finished), "a client gave up");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // At another moment of the streams' lives each time.
+        std::thread::sleep(Duration::from_millis(kill * 37));
+        dev.kill_and_restart();
+    }
+    told.stop.store(true, Ordering::Relaxed);
+    for thread in threads {
+        thread.join().expect("a client ends well");
+    }
+    check_streams(address, &told);
+    let found = read_everything(address, KEPT);
+    let acked = told.acked.lock().expect("nobody panics with it");
+    let lost: Vec<_> =
+        acked.iter().filter(|&(place, data)| found.get(place) != Some(data)).collect();
+    assert!(lost.is_empty(), "{} of {} are lost: {:?}", lost.len(), acked.len(), lost.first());
+    let numbers: BTreeSet<&String> = found.values().collect();
+    assert_eq!(numbers.len(), found.len(), "no record is there twice");
+    assert_eq!(dev.terminate(), Some(0));
+}
+
+#[test]
+fn without_keys_it_listens_on_loopback_only() {
+    let data = directory();
+    let data_dir = data.path().join("d");
+    let data_dir = data_dir.to_str().expect("a path of the test");
+    let output = run(&["dev", "--no-auth", "--listen", "0.0.0.0:0", "--data-dir", data_dir]);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("--no-auth") && text.contains("127.0.0.1"), "{text}");
+    assert!(!Path::new(data_dir).exists(), "nothing is made before");
+}
+
+#[test]
+fn with_keys_nobody_is_let_in_without() {
+    let data = directory();
+    let data_dir = data.path().join("d");
+    let mut dev = DevProcess::start(&data_dir, two_free_ports(), &["--memory-bytes", "64MiB"]);
+    let Answer::Error(error) = call(dev.address, "ListStreams", &json!({})) else {
+        panic!("it was let in, or not answered");
+    };
+    assert!(error.contains("MissingAuthenticationToken"), "{error}");
+    assert!(data_dir.join("credentials.toml").exists());
+    assert_eq!(dev.terminate(), Some(0));
+}
+
+/// Runs a part of `kinesis_clients.py` against a `thalweg dev` with access keys.
+fn run_clients(part: &str) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let python: PathBuf = root.join("target/kinesis-clients/bin/python");
+    assert!(python.exists(), "{} is missing: tests/run installs it", python.display());
+    let data = directory();
+    let data_dir = data.path().join("d");
+    let mut dev = DevProcess::start(&data_dir, two_free_ports(), &["--memory-bytes", "128MiB"]);
+    let status = Command::new(python)
+        .arg(root.join("tests/kinesis_clients.py"))
+        .arg(part)
+        .arg(format!("http://{}", dev.address))
+        .arg(data_dir.join("credentials.toml"))
+        .status()
+        .expect("python can be run");
+    assert!(status.success(), "{part}: {status}");
+    assert_eq!(dev.terminate(), Some(0));
+}
+
+#[test]
+fn boto3_creates_writes_and_reads() {
+    run_clients("basics");
+}
+
+#[test]
+fn boto3_registers_consumers_and_subscribes() {
+    run_clients("consumers");
+}
+
+#[test]
+fn the_aws_cli_creates_writes_and_reads() {
+    run_clients("cli");
+}
+
+#[test]
+fn boto3_reshards_and_tags() {
+    run_clients("reshard");
+}
