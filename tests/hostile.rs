@@ -23,6 +23,9 @@ use thalweg_wire::limits::FETCH_BYTES_MAX;
 use thalweg_wire::produce::padded_bytes;
 
 const BUDGET_BYTES: u64 = 160 << 20;
+/// What a process has beside its budget: its program, which the system counts as it is touched, and
+/// stacks. Unoptimised, the program alone has tens of MiB.
+const PROGRAM_BYTES: u64 = 32 << 20;
 
 /// A valid batch of one record for shard 0 of one.
 fn batch(producer: u64, sequence: u64) -> Vec<u8> {
@@ -223,7 +226,7 @@ fn broken_streams_and_random_bytes_harm_nobody_else() {
     }
     witness.appends("random bytes");
     let resident = node.resident_bytes_max();
-    assert!(resident < BUDGET_BYTES, "{resident} bytes resident");
+    assert!(resident < BUDGET_BYTES + PROGRAM_BYTES, "{resident} bytes resident");
 }
 
 #[test]
@@ -267,5 +270,5 @@ fn readers_that_take_nothing_do_not_stop_the_others() {
         witness.appends_sized("readers that take nothing", BATCH_BYTES);
     }
     let resident = node.resident_bytes_max();
-    assert!(resident < BUDGET_BYTES + (32 << 20), "{resident} bytes resident");
+    assert!(resident < BUDGET_BYTES + PROGRAM_BYTES, "{resident} bytes resident");
 }
