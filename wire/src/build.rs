@@ -112,10 +112,16 @@ impl BatchBuilder {
     /// Whether `record` still fits.
     #[must_use]
     pub fn fits(&self, record: &NewRecord<'_>) -> bool {
+        self.has_room(record.key.len(), record.data.len())
+    }
+
+    /// Whether a record of such a key and so much data still fits.
+    #[must_use]
+    pub fn has_room(&self, key_bytes: usize, data_bytes: usize) -> bool {
         self.closed.is_none()
             && self.records < self.room.records
-            && self.key_bytes as usize + record.key.len() <= self.room.key_bytes as usize
-            && self.data_bytes as usize + record.data.len() <= self.room.data_bytes as usize
+            && self.key_bytes as usize + key_bytes <= self.room.key_bytes as usize
+            && self.data_bytes as usize + data_bytes <= self.room.data_bytes as usize
     }
 
     /// Adds a record.
@@ -123,13 +129,28 @@ impl BatchBuilder {
     /// # Panics
     /// When it does not fit: ask [`BatchBuilder::fits`] first.
     pub fn push(&mut self, record: &NewRecord<'_>) {
-        assert!(self.fits(record), "the batch has no room for the record");
+        self.push_written(record, record.data.len(), |place| place.copy_from_slice(record.data));
+    }
+
+    /// Adds a record of which data of `data_bytes` is written straight to its place, for who has it
+    /// in another form; the data that stands in `record` is left aside.
+    ///
+    /// # Panics
+    /// When it does not fit: ask [`BatchBuilder::has_room`] first.
+    pub fn push_written(
+        &mut self,
+        record: &NewRecord<'_>,
+        data_bytes: usize,
+        write: impl FnOnce(&mut [u8]),
+    ) {
+        let has_room = self.has_room(record.key.len(), data_bytes);
+        assert!(has_room, "the batch has no room for the record");
         let key_at = self.keys_at() + self.key_bytes as usize;
         let data_at = self.data_at() + self.data_bytes as usize;
         put(&mut self.bytes, key_at, record.key);
-        put(&mut self.bytes, data_at, record.data);
+        write(&mut self.bytes[data_at..data_at + data_bytes]);
         self.key_bytes += record.key.len() as u32;
-        self.data_bytes += record.data.len() as u32;
+        self.data_bytes += data_bytes as u32;
         let entry_at = HEADER_BYTES + self.records as usize * ENTRY_BYTES;
         let entry = &mut self.bytes[entry_at..entry_at + ENTRY_BYTES];
         put(entry, 0, record.hash_key.to_bytes());
@@ -404,6 +425,27 @@ mod tests {
     }
 
     const ROOM: BatchRoom = BatchRoom { records: 50, key_bytes: 1000, data_bytes: 1000 };
+
+    #[test]
+    fn data_written_in_place_makes_the_same_batch() {
+        let records = sample(20);
+        let mut builder = BatchBuilder::new(ROOM);
+        for (hash_key, key, data) in &records {
+            let (hash_key, key) = (*hash_key, key.as_bytes());
+            let record = NewRecord { hash_key, client_time_ms: 9, key, data: &[] };
+            assert!(builder.has_room(key.len(), data.len()));
+            builder.push_written(&record, data.len(), |place| place.copy_from_slice(data));
+        }
+        let mut copied = BatchBuilder::new(ROOM);
+        for (hash_key, key, data) in &records {
+            let (hash_key, key) = (*hash_key, key.as_bytes());
+            copied.push(&NewRecord { hash_key, client_time_ms: 9, key, data });
+        }
+        assert_eq!(builder.finish(&IDENTITY), copied.finish(&IDENTITY));
+        builder.clear();
+        let longer = ROOM.data_bytes as usize + 1;
+        assert!(!builder.has_room(1, longer) && builder.has_room(1, longer - 1));
+    }
 
     #[test]
     fn what_is_built_is_byte_for_byte_what_rkyv_serializes() {

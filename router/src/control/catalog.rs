@@ -59,6 +59,22 @@ impl Stream {
         }
     }
 
+    /// A stream out of its records and no store, without consumers.
+    #[must_use]
+    pub fn of_records(
+        name: StreamName,
+        record: StreamRecord,
+        shards: impl IntoIterator<Item = (u32, ShardRecord)>,
+    ) -> Stream {
+        let mod_revision = Revision::default();
+        let mut stream = Stream::new(name, record, mod_revision);
+        let versioned = |record| Arc::new(Versioned { record, mod_revision });
+        stream.shards =
+            shards.into_iter().map(|(index, shard)| (index, versioned(shard))).collect();
+        stream.note_open();
+        stream
+    }
+
     /// The incarnation.
     #[must_use]
     pub fn id(&self) -> StreamId {

@@ -1,8 +1,11 @@
 //! GetRecords: what a shard has from an iterator on, as much as an answer holds, and the iterator
 //! with which to go on.
 
+use std::future::{poll_fn, ready};
+use std::task::Poll;
 use std::time::Duration;
 
+use futures_util::future::Either;
 use serde::Deserialize;
 use thalweg_wire::error::ErrorCode;
 use thalweg_wire::ids::Offset;
@@ -56,6 +59,16 @@ struct Pages<'b> {
     /// Where to go on.
     next: Place,
     millis_behind: u64,
+}
+
+/// What of a fetch belongs to an answer.
+struct Page {
+    /// Its first records, so many.
+    records: usize,
+    /// Bytes of their data and partition keys.
+    bytes: usize,
+    /// Whether more follows for which there is room.
+    goes_on: bool,
 }
 
 /// What an answer says beside its records.
@@ -129,14 +142,34 @@ impl<S: Store + Clone> Service<S> {
         let mut body = Vec::new();
         let mut pages = Pages::new(call.encoding(), &mut body, source, limit, iterator.place);
         let mut end = pages.end(stream, index);
+        let shard = shard_id(stream.id(), index);
+        let fetch = |place: Place, bytes_max: u32| {
+            self.ground.fetcher.fetch(shard, place.fetch_from(), bytes_max, Duration::ZERO)
+        };
         let (mut fetches, mut trims) = (0, 0);
+        // The next page comes while one is written.
+        let mut coming = None;
         while end.is_none() && fetches < FETCHES_MAX {
             fetches += 1;
-            let shard = shard_id(stream.id(), index);
-            let (from, bytes_max) = (pages.next.fetch_from(), pages.fetch_bytes());
-            let fetched = self.ground.fetcher.fetch(shard, from, bytes_max, Duration::ZERO).await;
+            let fetched = match coming.take() {
+                Some(coming) => coming.await,
+                None => fetch(pages.next, pages.fetch_bytes()).await,
+            };
             let goes_on = match fetched {
-                Ok(fetched) => pages.push(&fetched, call.now_ms),
+                Ok(fetched) => {
+                    let page = pages.take(&fetched, call.now_ms);
+                    if page.goes_on && fetches < FETCHES_MAX {
+                        let mut next = Box::pin(fetch(pages.next, pages.fetch_bytes()));
+                        // It leaves now; what comes of it is seen when its turn is.
+                        let polled = poll_fn(|context| Poll::Ready(next.as_mut().poll(context)));
+                        coming = match polled.await {
+                            Poll::Ready(answer) => Some(Either::Left(ready(answer))),
+                            Poll::Pending => Some(Either::Right(next)),
+                        };
+                    }
+                    pages.write(&fetched, &page);
+                    page.goes_on
+                }
                 Err(FetchError::Refused { refusal, .. })
                     if refusal.code == ErrorCode::Trimmed && trims < TRIMMED_MAX =>
                 {
@@ -206,36 +239,33 @@ impl<'b> Pages<'b> {
         bytes.clamp(FETCH_BYTES_MIN, FETCH_BYTES_MAX as usize) as u32
     }
 
-    /// Takes in what came; whether there is room and something left for more.
-    fn push(&mut self, fetched: &Fetched, now_ms: u64) -> bool {
+    /// Takes in what came: what of it belongs to the answer, and whether there is room and something
+    /// left for more.
+    fn take(&mut self, fetched: &Fetched, now_ms: u64) -> Page {
         let room = (self.records_max - self.records, BYTES_MAX - self.bytes);
-        let (mut count, mut bytes, mut is_full) = (0, 0, false);
+        let mut page = Page { records: 0, bytes: 0, goes_on: false };
+        let (mut last, mut is_full) = (None, false);
         for record in fetched.records() {
-            let more = record_bytes(&record);
-            let fits = bytes + more <= room.1 || (self.records == 0 && count == 0);
-            if count == room.0 || !fits {
+            let bytes = page.bytes + record_bytes(&record);
+            let fits = bytes <= room.1 || (self.records == 0 && page.records == 0);
+            if page.records == room.0 || !fits {
                 is_full = true;
                 break;
             }
-            (count, bytes) = (count + 1, bytes + more);
-        }
-        if is_full && count == 0 {
-            return false;
-        }
-        self.writer.reserve(count, bytes);
-        let mut last = None;
-        for record in fetched.records().take(count) {
-            self.source.push(&mut self.writer, &record);
+            (page.records, page.bytes) = (page.records + 1, bytes);
             last = Some((record.offset, record.append_time_ms));
         }
-        self.records += count;
-        self.bytes += bytes;
+        if is_full && page.records == 0 {
+            return page;
+        }
+        let stays = matches!(self.next, Place::Time(_)) && self.records == 0 && page.records == 0;
+        self.records += page.records;
+        self.bytes += page.bytes;
         let next = match last {
             Some((offset, _)) if is_full => offset.after(1),
             // An answer may consist of records before the place alone.
             _ => fetched.head().next,
         };
-        let stays = matches!(self.next, Place::Time(_)) && self.records == 0;
         let last_ms = last.map_or(fetched.head().last_append_ms, |(_, time_ms)| time_ms);
         self.millis_behind = millis_behind(fetched, next, last_ms, now_ms);
         // A time that nothing has reached yet stays a time, unless the shard ends before it.
@@ -243,7 +273,17 @@ impl<'b> Pages<'b> {
             self.next = Place::Offset(next);
         }
         let is_done = self.records == self.records_max || self.bytes >= BYTES_MAX;
-        !is_full && !is_done && !fetched.head().sealed_end && next < fetched.head().committed
+        page.goes_on =
+            !is_full && !is_done && !fetched.head().sealed_end && next < fetched.head().committed;
+        page
+    }
+
+    /// Writes a page into the answer.
+    fn write(&mut self, fetched: &Fetched, page: &Page) {
+        self.writer.reserve(page.records, page.bytes);
+        for record in fetched.records().take(page.records) {
+            self.source.push(&mut self.writer, &record);
+        }
     }
 
     /// The children, if the shard's end is reached.

@@ -45,3 +45,5 @@ mod subscriptions;
 mod tags;
 pub mod token;
 pub mod validate;
+
+pub use put::PutRecordsPath;

@@ -5,21 +5,24 @@
 //! their way has not taken them, or tells where it did; those that it has not are dealt out anew
 //! among its children, once they are there.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
 use thalweg_wire::build::NewRecord;
 use thalweg_wire::error::ErrorCode;
 use thalweg_wire::hash_range::HashKey;
+use thalweg_wire::ids::Offset;
 use thalweg_wire::sequence_number::{DecimalWriter, SequenceNumber};
 use tokio::time::Instant;
 
 use super::answers::{EncryptionType, PutRecordsWriter, encode_put_record};
+use super::codec::Encoding;
 use super::error::{ApiError, ErrorKind};
 use super::records::{Entry, decode_put_record, decode_put_records};
 use super::server::ApiResponse;
 use super::service::{Call, Service, not_found};
+use super::sigv4::Authenticator;
 use crate::control::catalog::Stream;
 use crate::control::record::{Encryption, StreamStatus, shard_id, shard_name};
 use crate::control::store::Store;
@@ -133,24 +136,7 @@ impl<S: Store + Clone> Service<S> {
             return Err(dry_run());
         }
         let fates = self.store_records(&stream, placed, request.records.len()).await;
-        let mut body = Vec::with_capacity(64 + fates.len() * 160);
-        let mut numbers = DecimalWriter::new();
-        let mut writer = PutRecordsWriter::new(call.encoding(), &mut body);
-        for fate in &fates {
-            match *fate {
-                Fate::Stored(stored) => {
-                    let number = numbers.write(stored.number());
-                    writer.push_stored(&shard_name(stored.shard), number);
-                }
-                Fate::Throttled { shard } => {
-                    let code = ErrorKind::ProvisionedThroughputExceeded.name();
-                    writer.push_failed(code, &throttle_message(&stream, shard));
-                }
-                Fate::Failed => writer.push_failed(INTERNAL_FAILURE.0, INTERNAL_FAILURE.1),
-            }
-        }
-        writer.finish(Some(encryption_type(&stream)));
-        Ok(ApiResponse::Whole(Bytes::from(body)))
+        Ok(ApiResponse::Whole(Bytes::from(answer(call.encoding(), &stream, &fates))))
     }
 
     /// The stream of a write, if the caller may write to it and it takes records.
@@ -216,21 +202,7 @@ impl<S: Store + Clone> Service<S> {
         records: Vec<Placed<'a>>,
     ) -> (u32, Vec<Result<Stored, AppendError>>, Vec<Placed<'a>>) {
         let created_s = stream.shard(shard).map_or(0, |shard| shard.record.created_s);
-        let keys: usize = records.iter().map(|record| key_of(record.entry).len()).sum();
-        let data: usize = records.iter().map(|record| record.entry.data.len()).sum();
-        let mut batch = ShardRecords::with_room(records.len() as u32, keys as u64, data as u64);
-        let mut room = Vec::new();
-        for record in &records {
-            room.clear();
-            record.entry.data.append_to(&mut room);
-            let record = NewRecord {
-                hash_key: record.hash_key,
-                client_time_ms: 0,
-                key: key_of(record.entry).as_bytes(),
-                data: &room,
-            };
-            batch.push(&record).expect("sizes were judged before");
-        }
+        let batch = lay_out(&records);
         let appended = self.ground.writer.append(shard_id(stream.id(), shard), batch).await;
         let stored = |position| Stored { shard, created_s, position };
         let results = appended.records().map(|result| result.map(stored)).collect();
@@ -256,6 +228,44 @@ impl<S: Store + Clone> Service<S> {
             }
         }
     }
+}
+
+/// A shard's records as they leave for its node.
+fn lay_out(records: &[Placed<'_>]) -> ShardRecords {
+    let keys: usize = records.iter().map(|record| key_of(record.entry).len()).sum();
+    let data: usize = records.iter().map(|record| record.entry.data.len()).sum();
+    let mut batch = ShardRecords::with_room(records.len() as u32, keys as u64, data as u64);
+    for Placed { hash_key, entry, .. } in records {
+        let (hash_key, key) = (*hash_key, key_of(entry).as_bytes());
+        let record = NewRecord { hash_key, client_time_ms: 0, key, data: &[] };
+        let pushed = batch.push_written(&record, entry.data.len(), |place| {
+            entry.data.copy_to(place);
+        });
+        pushed.expect("sizes were judged before");
+    }
+    batch
+}
+
+/// The answer to PutRecords.
+fn answer(encoding: Encoding, stream: &Stream, fates: &[Fate]) -> Vec<u8> {
+    let mut body = Vec::with_capacity(64 + fates.len() * 160);
+    let mut numbers = DecimalWriter::new();
+    let mut writer = PutRecordsWriter::new(encoding, &mut body);
+    for fate in fates {
+        match *fate {
+            Fate::Stored(stored) => {
+                let number = numbers.write(stored.number());
+                writer.push_stored(&shard_name(stored.shard), number);
+            }
+            Fate::Throttled { shard } => {
+                let code = ErrorKind::ProvisionedThroughputExceeded.name();
+                writer.push_failed(code, &throttle_message(stream, shard));
+            }
+            Fate::Failed => writer.push_failed(INTERNAL_FAILURE.0, INTERNAL_FAILURE.1),
+        }
+    }
+    writer.finish(Some(encryption_type(stream)));
+    body
 }
 
 /// Whether the records were not stored because their shard takes none any more.
@@ -399,4 +409,56 @@ pub(super) fn throttle_message(stream: &Stream, shard: u32) -> String {
         stream.name.name,
         stream.name.account_id
     )
+}
+
+/// The way of a PutRecords request through the router but for HTTP, sockets and the wait for the
+/// node: for counts of instructions and benchmarks, which take it again and again.
+pub struct PutRecordsPath {
+    authenticator: Authenticator,
+    head: http::request::Parts,
+    body: Vec<u8>,
+    encoding: Encoding,
+    at: SystemTime,
+    stream: Stream,
+}
+
+impl PutRecordsPath {
+    /// Of a signed request that comes at a time, for a stream whose shards are open.
+    #[must_use]
+    pub fn new(
+        authenticator: Authenticator,
+        (head, body): (http::request::Parts, Vec<u8>),
+        encoding: Encoding,
+        at: SystemTime,
+        stream: Stream,
+    ) -> PutRecordsPath {
+        PutRecordsPath { authenticator, head, body, encoding, at, stream }
+    }
+
+    /// Takes it once; answers the bytes of the batches that leave for the node and of the answer.
+    ///
+    /// # Errors
+    /// What the request's caller would be told.
+    pub fn take(&self) -> Result<usize, ApiError> {
+        self.authenticator.authenticate(&self.head, &self.body, self.at)?;
+        let request = decode_put_records(self.encoding, &self.body)?;
+        let placed = place(&self.stream, &request.records, Some(REQUEST_BYTES_MAX))?;
+        let (groups, homeless) = by_shard(&self.stream, placed);
+        if let Some(record) = homeless.first() {
+            let message = format!("No shard is open for the hash key {}.", record.hash_key.0);
+            return Err(ApiError::invalid_argument(message));
+        }
+        let mut fates = vec![Fate::Failed; request.records.len()];
+        let mut batch_bytes = 0;
+        for (shard, records) in groups {
+            batch_bytes += lay_out(&records).close().iter().map(|b| b.body().len()).sum::<usize>();
+            let created_s = self.stream.shard(shard).map_or(0, |shard| shard.record.created_s);
+            for (offset, record) in (0..).zip(records) {
+                let position =
+                    Position { offset: Offset(offset), append_time_ms: 1000 * created_s };
+                fates[record.index] = Fate::Stored(Stored { shard, created_s, position });
+            }
+        }
+        Ok(batch_bytes + answer(self.encoding, &self.stream, &fates).len())
+    }
 }

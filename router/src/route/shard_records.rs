@@ -58,21 +58,34 @@ impl ShardRecords {
     /// # Errors
     /// When its key is empty, or it is larger than a record may be.
     pub fn push(&mut self, record: &NewRecord<'_>) -> Result<(), RecordSizeError> {
-        let (key_bytes, data_bytes) = (record.key.len(), record.data.len());
+        let (data, data_bytes) = (record.data, record.data.len());
+        self.push_written(record, data_bytes, |place| place.copy_from_slice(data))
+    }
+
+    /// Brings a record of which data of `data_bytes` is written straight to where it is sent from;
+    /// the data that stands in `record` is left aside.
+    ///
+    /// # Errors
+    /// When its key is empty, or it is larger than a record may be.
+    pub fn push_written(
+        &mut self,
+        record: &NewRecord<'_>,
+        data_bytes: usize,
+        write: impl FnOnce(&mut [u8]),
+    ) -> Result<(), RecordSizeError> {
+        let key_bytes = record.key.len();
         if !(1..=PARTITION_KEY_BYTES_MAX as usize).contains(&key_bytes)
             || key_bytes + data_bytes > RECORD_BYTES_MAX as usize
         {
             return Err(RecordSizeError { key_bytes, data_bytes });
         }
-        match self.builders.last_mut() {
-            Some(builder) if builder.fits(record) => builder.push(record),
-            _ => {
-                let mut builder = BatchBuilder::new(self.expected.room_with(record));
-                builder.push(record);
-                self.builders.push(builder);
-            }
+        let sizes = (key_bytes as u32, data_bytes as u32);
+        if !self.builders.last().is_some_and(|builder| builder.has_room(key_bytes, data_bytes)) {
+            self.builders.push(BatchBuilder::new(self.expected.room_with(sizes)));
         }
-        self.expected.take(record);
+        let builder = self.builders.last_mut().expect("one with room");
+        builder.push_written(record, data_bytes, write);
+        self.expected.take(sizes);
         Ok(())
     }
 
@@ -89,7 +102,7 @@ impl ShardRecords {
     }
 
     /// The batches, each complete but for its header.
-    pub(super) fn close(mut self) -> Vec<BatchBuilder> {
+    pub(crate) fn close(mut self) -> Vec<BatchBuilder> {
         for builder in &mut self.builders {
             builder.close();
         }
@@ -98,13 +111,9 @@ impl ShardRecords {
 }
 
 impl Expected {
-    /// Room for the next batch, which begins with this record.
-    fn room_with(&self, record: &NewRecord<'_>) -> BatchRoom {
-        let alone = BatchRoom {
-            records: 1,
-            key_bytes: record.key.len() as u32,
-            data_bytes: record.data.len() as u32,
-        };
+    /// Room for the next batch, which begins with a record of such a key and so much data.
+    fn room_with(&self, (key_bytes, data_bytes): (u32, u32)) -> BatchRoom {
+        let alone = BatchRoom { records: 1, key_bytes, data_bytes };
         let all = BatchRoom {
             records: self.records.min(BATCH_RECORDS_MAX),
             key_bytes: u32::try_from(self.key_bytes).unwrap_or(u32::MAX),
@@ -132,10 +141,10 @@ impl Expected {
         rooms.iter().find(fits).copied().unwrap_or(alone)
     }
 
-    fn take(&mut self, record: &NewRecord<'_>) {
+    fn take(&mut self, (key_bytes, data_bytes): (u32, u32)) {
         self.records = self.records.saturating_sub(1);
-        self.key_bytes = self.key_bytes.saturating_sub(record.key.len() as u64);
-        self.data_bytes = self.data_bytes.saturating_sub(record.data.len() as u64);
+        self.key_bytes = self.key_bytes.saturating_sub(key_bytes.into());
+        self.data_bytes = self.data_bytes.saturating_sub(data_bytes.into());
     }
 }
 
