@@ -19,9 +19,10 @@ use crate::machine::Machine;
 use crate::report::Report;
 use crate::settings::Common;
 
-const KEY: &[u8] = b"burst";
-/// Key and data together.
-const LARGE_BYTES: u64 = SHARD_BYTES_CAPACITY;
+/// The partition key of every record.
+pub const KEY: &str = "burst";
+/// Key and data of a large record together.
+pub const LARGE_BYTES: u64 = SHARD_BYTES_CAPACITY;
 const MIB: u64 = 1 << 20;
 /// Records of the base load in a second.
 const BASE_PER_S: u32 = 16;
@@ -45,18 +46,15 @@ pub fn run(settings: &Common) -> Result<bool, BenchError> {
         ..ProducerConfig::new(target.addresses[0], target.stream)
     };
     let started = Instant::now();
-    let mut scenario = Scenario {
-        producer: Producer::connect(config)?,
-        hash_key: HashKey::of_partition_key(KEY),
-        started,
-        deviations: Vec::new(),
-        stored_bytes: 0,
-    };
+    let producer = Producer::connect(config)?;
+    let hash_key = HashKey::of_partition_key(KEY.as_bytes());
+    let mut scenario = Scenario::new(NodeShard { producer, hash_key });
     scenario.play()?;
+    let (_, deviations, stored_bytes) = scenario.end();
     let mut report = Report::new("burst", settings, Machine::here(node.dir()), limits);
     report.set_node(&node.counters());
-    report.bytes_per_s = Some(scenario.stored_bytes as f64 / started.elapsed().as_secs_f64());
-    report.failures = scenario.deviations;
+    report.bytes_per_s = Some(stored_bytes as f64 / started.elapsed().as_secs_f64());
+    report.failures = deviations;
     report.verified = report.failures.is_empty();
     report.passed = report.verified;
     for failure in &report.failures {
@@ -69,27 +67,61 @@ pub fn run(settings: &Common) -> Result<bool, BenchError> {
 
 /// What happened to a record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Fate {
+pub enum Fate {
+    /// It is stored.
     Passed,
+    /// The shard's limits did not let it through.
     Refused,
 }
 
-struct Scenario {
-    producer: Producer,
-    hash_key: HashKey,
+/// The shard that is written, however it is reached.
+pub trait BurstTarget {
+    /// Sends one record of these data under [`KEY`] and waits for its fate, or for what else went
+    /// wrong with it.
+    ///
+    /// # Errors
+    /// [`BenchError`] when the target is lost.
+    fn send(&mut self, data: &[u8]) -> Result<Result<Fate, String>, BenchError>;
+
+    /// Waits for a moment.
+    ///
+    /// # Errors
+    /// [`BenchError`] when the target is lost meanwhile.
+    fn wait_until(&mut self, due: Instant) -> Result<(), BenchError>;
+}
+
+/// The steps of the workload.
+pub struct Scenario<T> {
+    target: T,
     started: Instant,
     deviations: Vec<String>,
     stored_bytes: u64,
+    data: Vec<u8>,
 }
 
-impl Scenario {
-    fn play(&mut self) -> Result<(), BenchError> {
+impl<T: BurstTarget> Scenario<T> {
+    /// Of a shard to which nothing was written yet.
+    pub fn new(target: T) -> Scenario<T> {
+        let started = Instant::now();
+        Scenario { target, started, deviations: Vec::new(), stored_bytes: 0, data: Vec::new() }
+    }
+
+    /// The target, what was not as expected, and the bytes that were stored.
+    pub fn end(self) -> (T, Vec<String>, u64) {
+        (self.target, self.deviations, self.stored_bytes)
+    }
+
+    /// Plays all of it; takes about 45 s.
+    ///
+    /// # Errors
+    /// [`BenchError`] when the target is lost.
+    pub fn play(&mut self) -> Result<(), BenchError> {
         self.expect("a 10 MiB record on an idle shard", Fate::Passed, LARGE_BYTES)?;
         let first = Instant::now();
         self.expect("a second one at once", Fate::Refused, LARGE_BYTES)?;
-        self.wait_until(first + Duration::from_secs(9))?;
+        self.target.wait_until(first + Duration::from_secs(9))?;
         self.expect("a second one after 9 s without base load", Fate::Refused, LARGE_BYTES)?;
-        self.wait_until(first + Duration::from_millis(10_050))?;
+        self.target.wait_until(first + Duration::from_millis(10_050))?;
         self.expect("a second one after 10 s without base load", Fate::Passed, LARGE_BYTES)?;
 
         let burst = Instant::now();
@@ -97,7 +129,7 @@ impl Scenario {
         self.expect("another after 10 s at 0.5 MiB/s", Fate::Refused, LARGE_BYTES)?;
         self.base_load(burst + Duration::from_secs(10), 10, MIB / 2)?;
         // The base load took its half of twenty seconds to the last byte.
-        self.wait_until(burst + Duration::from_millis(20_100))?;
+        self.target.wait_until(burst + Duration::from_millis(20_100))?;
         self.expect("another after 20 s at 0.5 MiB/s", Fate::Passed, LARGE_BYTES)?;
 
         let burst = Instant::now();
@@ -115,7 +147,7 @@ impl Scenario {
         let mut refused = 0;
         for number in 1..=seconds * BASE_PER_S {
             let due = start + Duration::from_secs(1) * number / BASE_PER_S + BASE_LAG;
-            self.wait_until(due)?;
+            self.target.wait_until(due)?;
             refused += u32::from(self.send(each)? == Fate::Refused);
         }
         let what = format!("{seconds} s of {:.1} MiB/s", bytes as f64 / MIB as f64);
@@ -139,25 +171,40 @@ impl Scenario {
         }
     }
 
-    fn wait_until(&mut self, due: Instant) -> Result<(), BenchError> {
-        while let Some(left) = due.checked_duration_since(Instant::now()).filter(|d| !d.is_zero()) {
-            self.producer.poll(left)?;
-        }
-        Ok(())
-    }
-
-    /// Sends one record of so many bytes, key and data together; waits for its fate.
+    /// Sends one record of so many bytes, key and data together.
     fn send(&mut self, bytes: u64) -> Result<Fate, BenchError> {
-        let data_bytes = bytes as u32 - KEY.len() as u32;
-        let room = BatchRoom { records: 1, key_bytes: KEY.len() as u32, data_bytes };
-        let mut batch = BatchBuilder::new(room);
+        self.data.clear();
+        self.data.resize(bytes as usize - KEY.len(), self.stored_bytes as u8);
+        Ok(match self.target.send(&self.data)? {
+            Ok(Fate::Passed) => {
+                self.stored_bytes += bytes;
+                Fate::Passed
+            }
+            Ok(Fate::Refused) => Fate::Refused,
+            Err(what) => {
+                self.deviations.push(what);
+                Fate::Refused
+            }
+        })
+    }
+}
+
+/// One shard of a node.
+struct NodeShard {
+    producer: Producer,
+    hash_key: HashKey,
+}
+
+impl BurstTarget for NodeShard {
+    fn send(&mut self, data: &[u8]) -> Result<Result<Fate, String>, BenchError> {
+        let (key_bytes, data_bytes) = (KEY.len() as u32, data.len() as u32);
+        let mut batch = BatchBuilder::new(BatchRoom { records: 1, key_bytes, data_bytes });
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let data = vec![self.stored_bytes as u8; data_bytes as usize];
         batch.push(&NewRecord {
             hash_key: self.hash_key,
             client_time_ms: wall.as_millis() as u64,
-            key: KEY,
-            data: &data,
+            key: KEY.as_bytes(),
+            data,
         });
         self.producer.submit(0, batch, 0);
         let deadline = Instant::now() + ANSWER;
@@ -165,25 +212,25 @@ impl Scenario {
             self.producer.poll(Duration::from_millis(20))?;
             if let Some(outcome) = self.producer.next_outcome() {
                 return Ok(match outcome.result {
-                    Ok(_) => {
-                        self.stored_bytes += bytes;
-                        Fate::Passed
-                    }
+                    Ok(_) => Ok(Fate::Passed),
                     Err(ProducerError::Refused(refusal))
                         if refusal.code == ErrorCode::Throttled =>
                     {
-                        Fate::Refused
+                        Ok(Fate::Refused)
                     }
-                    Err(error) => {
-                        self.deviations.push(error.to_string());
-                        Fate::Refused
-                    }
+                    Err(error) => Err(error.to_string()),
                 });
             }
             if Instant::now() > deadline {
-                self.deviations.push("a record was not answered within 5 s".into());
-                return Ok(Fate::Refused);
+                return Ok(Err("a record was not answered within 5 s".into()));
             }
         }
+    }
+
+    fn wait_until(&mut self, due: Instant) -> Result<(), BenchError> {
+        while let Some(left) = due.checked_duration_since(Instant::now()).filter(|d| !d.is_zero()) {
+            self.producer.poll(left)?;
+        }
+        Ok(())
     }
 }

@@ -3,7 +3,8 @@
 //!
 //! [`settings`] says what to run, [`limits`] what the machine can do, [`generator`] makes records,
 //! [`drive`] sends them on a schedule that does not wait for answers, [`verify`] reads everything
-//! back, [`report`] says what came of it.
+//! back, [`report`] says what came of it. [`kinesis`] has the workloads that go through the Kinesis
+//! API instead, against any server of it.
 
 pub mod burst;
 pub mod catchup;
@@ -14,6 +15,7 @@ pub mod fanout;
 pub mod follow;
 pub mod generator;
 pub mod hotpaths;
+pub mod kinesis;
 pub mod limits;
 pub mod machine;
 pub mod million;
@@ -36,12 +38,25 @@ pub use settings::BenchCommand;
 #[must_use]
 pub fn run(command: BenchCommand) -> ExitCode {
     let outcome = match &command {
-        BenchCommand::Million(settings) => million::run("million", settings),
-        BenchCommand::Latency(settings) => million::run("latency", &settings.as_workload()),
-        BenchCommand::Burst(settings) => burst::run(settings),
+        BenchCommand::Million(settings) => match &settings.through.target {
+            Some(url) => kinesis::million::run(settings, url),
+            None => million::run("million", &settings.workload),
+        },
+        BenchCommand::Latency(settings) => match &settings.through.target {
+            Some(url) => kinesis::latency::run(settings, url),
+            None => million::run("latency", &settings.latency.as_workload()),
+        },
+        BenchCommand::Burst(settings) => match &settings.through.target {
+            Some(url) => kinesis::burst::run(settings, url),
+            None => burst::run(&settings.common),
+        },
         BenchCommand::Fanout(settings) => fanout::run(settings),
         BenchCommand::Tenants(settings) => tenants::run(settings),
-        BenchCommand::Catchup(settings) => catchup::run(settings),
+        BenchCommand::Catchup(settings) => match &settings.through.target {
+            Some(url) => kinesis::catchup::run(settings, url),
+            None => catchup::run(&settings.catchup),
+        },
+        BenchCommand::Streams(settings) => kinesis::streams::run(settings),
         BenchCommand::Shards(settings) => shards::run(settings),
         BenchCommand::Soak(settings) => soak::run(settings),
         BenchCommand::Limits(settings) => limits::run(settings),

@@ -7,6 +7,8 @@ use serde::Serialize;
 use thalweg_node::Counters;
 
 use crate::error::BenchError;
+use crate::kinesis::encode::Encoding;
+use crate::kinesis::outcome::ApiReport;
 use crate::limits::Limits;
 use crate::machine::{Machine, resident_bytes_max};
 use crate::soak::Window;
@@ -40,7 +42,8 @@ pub struct Report {
     pub resident_bytes_max: u64,
     pub windows: Option<Vec<Window>>,
     pub node: serde_json::Value,
-    pub limits: Limits,
+    pub limits: Option<Limits>,
+    pub api: Option<ApiReport>,
     pub failures: Vec<String>,
     pub verified: bool,
     pub passed: bool,
@@ -49,12 +52,13 @@ pub struct Report {
 }
 
 impl Report {
-    /// A report without figures yet.
+    /// A report without figures yet. A run against a server that may be anywhere has no limits of
+    /// a machine to be held against.
     pub fn new(
         workload: &'static str,
         settings: &impl Serialize,
         machine: Machine,
-        limits: Limits,
+        limits: impl Into<Option<Limits>>,
     ) -> Report {
         Report {
             workload,
@@ -81,7 +85,8 @@ impl Report {
             resident_bytes_max: resident_bytes_max(),
             windows: None,
             node: serde_json::Value::Null,
-            limits,
+            limits: limits.into(),
+            api: None,
             failures: Vec::new(),
             verified: false,
             passed: false,
@@ -129,8 +134,12 @@ impl Report {
             println!("  {} records/s    p99 {}", grouped(records), micros(self.p99_us));
             println!();
         }
+        let unit = if self.api.is_some() { "requests/s" } else { "batches/s" };
         if let (Some(bytes), Some(batches)) = (self.bytes_per_s, self.batches_per_s) {
-            line("written", format!("{} ({} batches/s)", rate(bytes), grouped(batches)));
+            line("written", format!("{} ({} {unit})", rate(bytes), grouped(batches)));
+        }
+        if let Some(api) = &self.api {
+            print_api(api);
         }
         if self.disk_write_ratio.is_some() {
             line("of the disk, synced", percent(self.disk_write_ratio));
@@ -152,7 +161,7 @@ impl Report {
         if let Some(bytes) = self.warm_tail_bytes_per_s {
             line("tail from memory", rate(bytes));
         }
-        if let Some(bytes) = self.read_back_bytes_per_s {
+        if let (Some(bytes), None) = (self.read_back_bytes_per_s, &self.api) {
             let of_disk = percent(self.disk_read_ratio);
             line("read back", format!("{} ({of_disk} of the disk)", rate(bytes)));
         }
@@ -167,10 +176,39 @@ impl Report {
         let what = if self.windows.is_some() { "what was followed" } else { "every acked record" };
         line("verified", if self.verified { what.into() } else { "no".into() });
         line("revision", self.revision.to_string());
+        for note in self.api.iter().flat_map(|api| &api.notes) {
+            println!("  note: {note}");
+        }
         for failure in &self.failures {
             println!("  FAILED: {failure}");
         }
         println!();
+    }
+}
+
+/// Prints what only runs through the API have.
+fn print_api(api: &ApiReport) {
+    let line = |name: &str, value: String| println!("  {name:<22}{value}");
+    let encoding = api.encoding.map_or("", Encoding::name);
+    line("target", format!("{}, {encoding}, HTTP/{}", api.target, api.http));
+    let streams = api.streams.map_or(String::new(), |streams| format!("{streams} streams, "));
+    let created = api.created_ms.map_or(String::new(), |ms| format!(", there after {ms} ms"));
+    line("stream", format!("{}: {streams}{} shards{created}", api.stream, api.shards));
+    if api.delivery_p50_us.is_some() {
+        let (p50, p99) = (micros(api.delivery_p50_us), micros(api.delivery_p99_us));
+        let (p999, max) = (micros(api.delivery_p999_us), micros(api.delivery_max_us));
+        line("delivered", format!("p50 / p99 / p99.9 / max {p50} / {p99} / {p999} / {max}"));
+    }
+    if let (Some(records), Some(bytes)) = (api.read_records_per_s, api.read_bytes_per_s) {
+        let requests = grouped(api.read_requests.unwrap_or(0) as f64);
+        let records = grouped(records);
+        line("read back", format!("{records} records/s, {} ({requests} requests)", rate(bytes)));
+    }
+    let throttled = api.throttled_requests + api.read_throttled.unwrap_or(0);
+    let records = api.throttled_records;
+    line("refused for now", format!("{throttled} requests, {records} records of others"));
+    if !api.errors.is_empty() {
+        line("errors", api.errors_line());
     }
 }
 
@@ -183,6 +221,9 @@ pub fn print_limits(limits: &Limits) {
 }
 
 fn rate(bytes_per_s: f64) -> String {
+    if bytes_per_s < 1e8 {
+        return format!("{:.2} MB/s", bytes_per_s / 1e6);
+    }
     format!("{:.2} GB/s", bytes_per_s / 1e9)
 }
 
@@ -221,6 +262,7 @@ mod tests {
         assert_eq!(grouped(1_234_567.8), "1,234,568");
         assert_eq!(grouped(12.0), "12");
         assert_eq!((micros(Some(999)), micros(Some(12_345))), ("999 us".into(), "12.3 ms".into()));
+        assert_eq!((rate(1.5e9), rate(9.994e7)), ("1.50 GB/s".into(), "99.94 MB/s".into()));
         assert_eq!((percent(Some(0.806)), percent(None)), ("81 %".into(), "-".into()));
     }
 }

@@ -66,7 +66,8 @@ enum Command {
     /// TiB.
     Node(NodeArgs),
 
-    /// Measure and verify: run a workload against a node of its own
+    /// Measure and verify: run a workload against a node of its own, or against a server of the
+    /// Kinesis API
     #[command(subcommand)]
     Bench(BenchCommand),
 
