@@ -23,6 +23,10 @@ pub const MAX_RECORD_BYTES: u64 = 1 << 20;
 /// Largest record that a stream can be made to take, KiB (the same).
 const MAX_RECORD_KIB: u32 = 10 * 1024;
 
+/// Error types that are looked at here (service model).
+const NOT_FOUND: &str = "ResourceNotFoundException";
+const IN_USE: &str = "ResourceInUseException";
+
 /// Makes calls for a workload; within a runtime of its own.
 pub struct Control<'c> {
     connection: Connection<'c>,
@@ -70,13 +74,36 @@ impl<'c> Control<'c> {
         }
     }
 
-    /// Creates a stream with so many shards.
+    /// Creates a stream with so many shards. A server may say that something is in use when it is
+    /// not the name, but the account that others are changing: then it is tried again.
     ///
     /// # Errors
     /// [`BenchError::Call`], among others when there is one of that name.
     pub async fn create_stream(&mut self, name: &str, shards: u32) -> Result<(), BenchError> {
         let input = json!({ "StreamName": name, "ShardCount": shards });
-        self.call("CreateStream", &input).await.map(drop)
+        let (started, mut backoff) = (Instant::now(), Backoff::new());
+        loop {
+            match self.call("CreateStream", &input).await {
+                Err(error)
+                    if is_refused(&error, IN_USE)
+                        && started.elapsed() < PATIENCE
+                        && self.describe(name).await?.is_none() =>
+                {
+                    sleep(backoff.next_pause()).await;
+                }
+                outcome => return outcome.map(drop),
+            }
+        }
+    }
+
+    /// The summary of a stream; none if there is none.
+    async fn describe(&mut self, name: &str) -> Result<Option<Value>, BenchError> {
+        let input = json!({ "StreamName": name });
+        match self.call("DescribeStreamSummary", &input).await {
+            Ok(mut answer) => Ok(Some(answer["StreamDescriptionSummary"].take())),
+            Err(error) if is_refused(&error, NOT_FOUND) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Waits until a stream is ACTIVE; answers its ARN.
@@ -84,14 +111,13 @@ impl<'c> Control<'c> {
     /// # Errors
     /// [`BenchError::Call`], [`BenchError::NotActive`].
     pub async fn wait_active(&mut self, name: &str) -> Result<String, BenchError> {
-        let input = json!({ "StreamName": name });
         let (started, mut pause) = (Instant::now(), LOOK.0);
         loop {
-            let answer = self.call("DescribeStreamSummary", &input).await?;
-            let summary = &answer["StreamDescriptionSummary"];
-            let status = summary["StreamStatus"].as_str().unwrap_or("without a status");
+            // One that was just created may not be there for all parts of a service.
+            let summary = self.describe(name).await?.unwrap_or_default();
+            let status = summary["StreamStatus"].as_str().unwrap_or("not there");
             if status == "ACTIVE" {
-                return text(summary, "StreamARN", "DescribeStreamSummary");
+                return text(&summary, "StreamARN", "DescribeStreamSummary");
             }
             if started.elapsed() > PATIENCE {
                 let (what, status) = (format!("stream {name}"), status.to_owned());
@@ -176,15 +202,16 @@ impl<'c> Control<'c> {
     }
 }
 
-/// Whether a call is to be made again. A stream that was just created may not be there for all
-/// parts of a service, and one that is changed is in use.
+/// Whether a call is to be made again. What is changed is in use for the moment; what is created
+/// may be in use for good.
 fn is_later(operation: &str, error: &CallError) -> bool {
-    let kind = error.kind();
-    let is_in_use = operation != "CreateStream"
-        && operation != "RegisterStreamConsumer"
-        && kind == "ResourceInUseException";
-    let is_too_early = operation == "DescribeStreamSummary" && kind == "ResourceNotFoundException";
-    error.is_throttle() || is_in_use || is_too_early
+    let creates = matches!(operation, "CreateStream" | "RegisterStreamConsumer");
+    error.is_throttle() || (!creates && error.kind() == IN_USE)
+}
+
+/// Whether a call was refused with an error of this type.
+fn is_refused(error: &BenchError, kind: &str) -> bool {
+    matches!(error, BenchError::Call { source, .. } if source.kind() == kind)
 }
 
 fn text(
@@ -230,7 +257,6 @@ mod tests {
         assert!(is_later("CreateStream", &refused("LimitExceededException")));
         assert!(!is_later("CreateStream", &refused("ResourceInUseException")), "it is there");
         assert!(is_later("UpdateMaxRecordSize", &refused("ResourceInUseException")));
-        assert!(is_later("DescribeStreamSummary", &refused("ResourceNotFoundException")));
         assert!(!is_later("DeleteStream", &refused("ResourceNotFoundException")));
         assert!(!is_later("ListShards", &refused("InvalidSignatureException")));
     }

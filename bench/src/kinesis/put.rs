@@ -441,10 +441,10 @@ impl<'r> Lane<'r> {
         let Lane { book, pending, again, part, shared, client, answer, number, .. } = self;
         let encoding = client.encoding();
         if shared.plan.settings.request_records == 1 {
-            let (shard, sequence_number) = scan::put_record(encoding, answer)?;
+            let place = scan::put_record(encoding, answer)?;
             let id = RecordId { lane: *number, number: pending[0] };
             let stream = shared.plan.keys.stream(id);
-            book.acknowledge(pending[0], place_of(stream, &shard, &sequence_number));
+            book.acknowledge(pending[0], place_of(stream, &place.shard, &place.number));
             pending.clear();
             return Ok(1);
         }
@@ -452,8 +452,8 @@ impl<'r> Lane<'r> {
         let mut failures = Vec::new();
         again.clear();
         scan::put_records(encoding, answer, pending.len(), |at, result| match result {
-            PutResult::Stored { shard, number } => {
-                places.push((pending[at], place_of(0, &shard, &number)));
+            PutResult::Stored(place) => {
+                places.push((pending[at], place_of(0, &place.shard, &place.number)));
             }
             PutResult::Failed { code, .. } if is_throttle_kind(&code) => again.push(pending[at]),
             PutResult::Failed { code, message } => failures.push((code, message)),

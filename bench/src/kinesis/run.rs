@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Instant;
 
-use futures_util::future::try_join_all;
+use futures_util::future::join_all;
 use serde_json::Value;
 
 use super::connection::ClientPlan;
@@ -112,7 +112,7 @@ impl Drop for StreamOfRun {
 /// Does something for each of `count` things, so many at a time, each with a connection.
 ///
 /// # Errors
-/// The first that comes; what is under way is left where it is.
+/// The first that comes; what is under way then comes to its end, and nothing more is begun.
 pub fn on_controls(
     plan: &ClientPlan,
     connections: usize,
@@ -128,12 +128,15 @@ pub fn on_controls(
             loop {
                 let number = next.fetch_add(1, Ordering::Relaxed);
                 if number >= count {
-                    return Ok::<_, BenchError>(());
+                    return Ok(());
                 }
-                work(&mut control, number).await?;
+                if let Err(error) = work(&mut control, number).await {
+                    next.store(count, Ordering::Relaxed);
+                    return Err(error);
+                }
             }
         });
-        try_join_all(lanes).await.map(drop)
+        join_all(lanes).await.into_iter().collect()
     })
 }
 

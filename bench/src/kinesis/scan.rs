@@ -63,16 +63,20 @@ pub enum ScanError {
     },
 }
 
+/// Where a record is stored.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Place<'a> {
+    /// Its shard.
+    pub shard: Cow<'a, [u8]>,
+    /// Its sequence number, decimal.
+    pub number: Cow<'a, [u8]>,
+}
+
 /// What became of a record of PutRecords.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum PutResult<'a> {
     /// It is stored.
-    Stored {
-        /// Its shard.
-        shard: Cow<'a, [u8]>,
-        /// Its sequence number, decimal.
-        number: Cow<'a, [u8]>,
-    },
+    Stored(Place<'a>),
     /// It is not, or nobody knows.
     Failed {
         /// The error's type.
@@ -160,10 +164,7 @@ pub fn put_records<'a>(
 ///
 /// # Errors
 /// [`ScanError`].
-pub fn put_record(
-    encoding: Encoding,
-    body: &[u8],
-) -> Result<(Cow<'_, [u8]>, Cow<'_, [u8]>), ScanError> {
+pub fn put_record(encoding: Encoding, body: &[u8]) -> Result<Place<'_>, ScanError> {
     match encoding {
         Encoding::Json => put_record_in(json::Scanner::new(body)),
         Encoding::Cbor => put_record_in(cbor::Scanner::new(body)),
@@ -285,12 +286,10 @@ fn put_result<'a, S: Scan<'a>>(scan: &mut S) -> Result<PutResult<'a>, ScanError>
     }
     let shard = check_shard(shard)?;
     let number = check_number(number)?;
-    Ok(PutResult::Stored { shard, number })
+    Ok(PutResult::Stored(Place { shard, number }))
 }
 
-fn put_record_in<'a, S: Scan<'a>>(
-    mut scan: S,
-) -> Result<(Cow<'a, [u8]>, Cow<'a, [u8]>), ScanError> {
+fn put_record_in<'a, S: Scan<'a>>(mut scan: S) -> Result<Place<'a>, ScanError> {
     let (mut shard, mut number) = (None, None);
     scan.map(|scan, name| {
         match name {
@@ -301,7 +300,7 @@ fn put_record_in<'a, S: Scan<'a>>(
         Ok(())
     })?;
     scan.end()?;
-    Ok((check_shard(shard)?, check_number(number)?))
+    Ok(Place { shard: check_shard(shard)?, number: check_number(number)? })
 }
 
 fn page_in<'a, S: Scan<'a>>(
@@ -482,7 +481,7 @@ mod tests {
         put_records(encoding, body, expected, |at, result| {
             assert_eq!(at, results.len());
             results.push(match result {
-                PutResult::Stored { shard, number } => {
+                PutResult::Stored(Place { shard, number }) => {
                     format!("{} {}", shown(&shard), shown(&number))
                 }
                 PutResult::Failed { code, message } => format!("{code}: {message}"),
@@ -602,7 +601,7 @@ mod tests {
             let put =
                 json!({ "ShardId": SHARD, "SequenceNumber": NUMBER, "EncryptionType": "KMS" });
             let put = written(encoding, &put);
-            let (shard, number) = put_record(encoding, &put).unwrap();
+            let Place { shard, number } = put_record(encoding, &put).unwrap();
             assert_eq!((shown(&shard), shown(&number)), (SHARD.into(), NUMBER.into()));
         }
     }

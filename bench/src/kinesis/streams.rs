@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -29,7 +29,7 @@ pub fn run(args: &StreamsArgs) -> Result<bool, BenchError> {
     let settings = PutSettings::of_streams(args)?;
     let source = RecordSource::new(settings.record_bytes);
     let keys = Keys::Alone { streams: args.streams };
-    let mut streams = StreamsOfRun::new(&target, args);
+    let streams = StreamsOfRun::new(&target, args);
     eprintln!(
         "creating {} streams with {} shards at {}, {} at a time ...",
         args.streams, args.shards, args.target, args.connections
@@ -69,8 +69,8 @@ struct StreamsOfRun {
     names: Vec<String>,
     shards: Vec<u32>,
     connections: usize,
-    /// How many were begun with, in the order of their names.
-    begun: u32,
+    /// Which of them are ours to delete.
+    created: Vec<AtomicBool>,
 }
 
 impl StreamsOfRun {
@@ -80,19 +80,19 @@ impl StreamsOfRun {
             names: (0..args.streams).map(|at| format!("{}-{at:05}", target.stream)).collect(),
             shards: (0..args.streams).map(|at| share(args.shards, args.streams, at)).collect(),
             connections: args.connections,
-            begun: 0,
+            created: (0..args.streams).map(|_| AtomicBool::new(false)).collect(),
         }
     }
 
     /// Creates them and waits until all are ACTIVE.
-    fn create(&mut self) -> Result<(), BenchError> {
-        let (begun, done) = (AtomicU32::new(0), AtomicU32::new(0));
+    fn create(&self) -> Result<(), BenchError> {
+        let done = AtomicU32::new(0);
         let told = Mutex::new(Instant::now());
         let count = self.names.len() as u32;
-        let created = on_controls(&self.plan, self.connections, count, async |control, at| {
+        on_controls(&self.plan, self.connections, count, async |control, at| {
             let name = &self.names[at as usize];
-            begun.fetch_max(at + 1, Ordering::Relaxed);
             control.create_stream(name, self.shards[at as usize]).await?;
+            self.created[at as usize].store(true, Ordering::Relaxed);
             control.wait_active(name).await?;
             let done = done.fetch_add(1, Ordering::Relaxed) + 1;
             let mut told = told.lock().expect("nobody panics with it");
@@ -101,9 +101,7 @@ impl StreamsOfRun {
                 eprintln!("{done} of {count} streams are there");
             }
             Ok(())
-        });
-        self.begun = begun.into_inner();
-        created
+        })
     }
 
     /// All shards of the streams that acknowledged something.
@@ -138,12 +136,13 @@ impl StreamsOfRun {
 
 impl Drop for StreamsOfRun {
     fn drop(&mut self) {
+        let created = self.names.iter().zip(&self.created);
+        let created = created.filter(|(_, created)| created.load(Ordering::Relaxed));
+        let names: Vec<&String> = created.map(|(name, _)| name).collect();
         let (left, first) = (AtomicU32::new(0), Mutex::new(None));
-        let deleted = on_controls(&self.plan, self.connections, self.begun, async |control, at| {
-            match control.delete_stream(&self.names[at as usize]).await {
-                // It was not created.
-                Err(BenchError::Call { source, .. })
-                    if source.kind() == "ResourceNotFoundException" => {}
+        let count = names.len() as u32;
+        let deleted = on_controls(&self.plan, self.connections, count, async |control, at| {
+            match control.delete_stream(names[at as usize]).await {
                 // A server that is gone would be waited for as often as there are streams.
                 Err(BenchError::Call { operation, source }) if source.is_of_connection() => {
                     return Err(BenchError::Call { operation, source });
@@ -160,7 +159,7 @@ impl Drop for StreamsOfRun {
         let first = first.into_inner().expect("nobody panics with it");
         match (deleted, first) {
             (Err(error), _) => {
-                let begins = self.names.first().map_or("", String::as_str);
+                let begins = names.first().map_or("", |name| name.as_str());
                 eprintln!("warning: streams from {begins} on could not be deleted: {error}");
             }
             (Ok(()), Some(error)) => {
