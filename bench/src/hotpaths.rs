@@ -23,6 +23,9 @@ use thalweg_wire::ids::{
 };
 use thalweg_wire::produce::padded_bytes;
 
+use crate::front_door::put_records;
+use crate::kinesis::encode::Encoding;
+
 const SHARD: ShardId = ShardId { stream: StreamId(1), index: 0 };
 const SEGMENT_BYTES: u64 = 256 << 20;
 
@@ -44,6 +47,8 @@ pub const HOT_PATHS: &[HotPath] = &[
     HotPath { name: "index_find_in_65536", make: index_find },
     HotPath { name: "core_batch_10x100", make: || core_path(10, 100) },
     HotPath { name: "core_batch_1000x100", make: || core_path(1000, 100) },
+    HotPath { name: "router_put_records_500x1024_json", make: || put_records(Encoding::Json) },
+    HotPath { name: "router_put_records_500x1024_cbor", make: || put_records(Encoding::Cbor) },
 ];
 
 fn identity(sequence: u64) -> BatchIdentity {

@@ -13,6 +13,7 @@ pub mod embedded;
 pub mod error;
 pub mod fanout;
 pub mod follow;
+mod front_door;
 pub mod generator;
 pub mod hotpaths;
 pub mod kinesis;

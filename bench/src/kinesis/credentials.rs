@@ -44,7 +44,7 @@ impl Credentials {
     }
 
     /// What a parser says of wrong text repeats it, and may so repeat a secret: it is left out.
-    fn of_document(text: &str) -> Result<Credentials, &'static str> {
+    pub(crate) fn of_document(text: &str) -> Result<Credentials, &'static str> {
         let document: toml::Table = text.parse().map_err(|_| "it is not valid TOML")?;
         let key = document
             .get("key")
