@@ -1,20 +1,19 @@
-//! `thalweg dev` as its users run it: killed under load and started again, and driven by AWS's own
-//! clients, which hold every answer against their model of the API.
+//! `thalweg dev` as its users run it: killed under load and started again.
 
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::{PATIENCE, directory, run, thalweg, two_free_ports};
+use support::dev::DevProcess;
+use support::{PATIENCE, directory, run, two_free_ports};
 
 /// Times that the process is killed.
 const KILLS: u64 = 6;
@@ -22,62 +21,6 @@ const KILLS: u64 = 6;
 const KEPT: &str = "kept";
 /// Its shards.
 const KEPT_SHARDS: usize = 3;
-
-/// A running `thalweg dev`.
-struct DevProcess {
-    child: Child,
-    address: SocketAddr,
-    arguments: Vec<String>,
-}
-
-impl DevProcess {
-    /// Starts it on a port and waits until it serves.
-    fn start(data_dir: &Path, port: u16, more: &[&str]) -> DevProcess {
-        let listen = format!("127.0.0.1:{port}");
-        let data_dir = data_dir.to_str().expect("a path of the test");
-        let arguments = ["--log", "warn", "dev", "--listen", &listen, "--data-dir", data_dir];
-        let arguments = arguments.iter().chain(more).map(|argument| (*argument).to_owned());
-        DevProcess::run(arguments.collect(), listen.parse().expect("an address"))
-    }
-
-    fn run(arguments: Vec<String>, address: SocketAddr) -> DevProcess {
-        let mut command = thalweg(&[]);
-        command.args(&arguments).stdin(Stdio::null()).stdout(Stdio::null());
-        let child = command.spawn().expect("the program can be started");
-        let mut dev = DevProcess { child, address, arguments };
-        let started = Instant::now();
-        while TcpStream::connect(address).is_err() {
-            if let Some(status) = dev.child.try_wait().expect("a child can be asked") {
-                panic!("it ended: {status}");
-            }
-            assert!(started.elapsed() < PATIENCE, "it does not serve");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        dev
-    }
-
-    /// Kills it at once, as a crash would, and starts it anew.
-    fn kill_and_restart(&mut self) {
-        self.child.kill().expect("a running child can be killed");
-        self.child.wait().expect("a killed child ends");
-        *self = DevProcess::run(self.arguments.clone(), self.address);
-    }
-
-    /// Asks it to stop; answers its exit code.
-    fn terminate(&mut self) -> Option<i32> {
-        let id = self.child.id().to_string();
-        let asked = Command::new("kill").args(["-TERM", &id]).status();
-        assert!(asked.expect("kill can be run").success());
-        self.child.wait().expect("it ends").code()
-    }
-}
-
-impl Drop for DevProcess {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 /// What a call came to: the answer, an error of the API, or nothing.
 enum Answer {
@@ -370,43 +313,4 @@ fn with_keys_nobody_is_let_in_without() {
     assert!(error.contains("MissingAuthenticationToken"), "{error}");
     assert!(data_dir.join("credentials.toml").exists());
     assert_eq!(dev.terminate(), Some(0));
-}
-
-/// Runs a part of `kinesis_clients.py` against a `thalweg dev` with access keys.
-fn run_clients(part: &str) {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let python: PathBuf = root.join("target/kinesis-clients/bin/python");
-    assert!(python.exists(), "{} is missing: tests/run installs it", python.display());
-    let data = directory();
-    let data_dir = data.path().join("d");
-    let mut dev = DevProcess::start(&data_dir, two_free_ports(), &["--memory-bytes", "128MiB"]);
-    let status = Command::new(python)
-        .arg(root.join("tests/kinesis_clients.py"))
-        .arg(part)
-        .arg(format!("http://{}", dev.address))
-        .arg(data_dir.join("credentials.toml"))
-        .status()
-        .expect("python can be run");
-    assert!(status.success(), "{part}: {status}");
-    assert_eq!(dev.terminate(), Some(0));
-}
-
-#[test]
-fn boto3_creates_writes_and_reads() {
-    run_clients("basics");
-}
-
-#[test]
-fn boto3_registers_consumers_and_subscribes() {
-    run_clients("consumers");
-}
-
-#[test]
-fn the_aws_cli_creates_writes_and_reads() {
-    run_clients("cli");
-}
-
-#[test]
-fn boto3_reshards_and_tags() {
-    run_clients("reshard");
 }

@@ -1,6 +1,7 @@
 //! A node as a process of its own, for whole-system tests.
 #![allow(dead_code)]
 
+pub(crate) mod dev;
 pub(crate) mod load;
 pub(crate) mod loop_disk;
 pub(crate) mod recorded_disk;

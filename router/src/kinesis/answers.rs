@@ -58,7 +58,8 @@ pub struct GetRecordsEnd<'a> {
 /// What stands behind the records of a SubscribeToShardEvent.
 #[derive(Clone, Copy, Debug)]
 pub struct EventEnd<'a> {
-    /// `None` at the end of a closed shard; it is written as null.
+    /// `None` at the end of a closed shard. Then it is not written: clients that read events without
+    /// an SDK take null for a position (lifion-kinesis compares with `undefined`).
     pub continuation_sequence_number: Option<&'a str>,
     /// Milliseconds behind the tip.
     pub millis_behind_latest: u64,
@@ -154,7 +155,9 @@ impl<'b> RecordsWriter<'b> {
     pub fn finish_event(mut self, end: &EventEnd<'_>) {
         let out = &mut self.out;
         out.close_list();
-        out.text_or_null("ContinuationSequenceNumber", end.continuation_sequence_number);
+        if let Some(number) = end.continuation_sequence_number {
+            out.text("ContinuationSequenceNumber", number);
+        }
         out.number("MillisBehindLatest", end.millis_behind_latest);
         out.child_shards(end.child_shards);
         out.close_map();
@@ -520,15 +523,26 @@ mod tests {
             let parents = json!(["shardId-000000000000", "shardId-000000000001"]);
             assert_eq!(value["ChildShards"][1]["ParentShards"], parents);
         }
-        let body = written(|buffer| {
-            RecordsWriter::new(Encoding::Json, buffer).finish_event(&EventEnd {
-                continuation_sequence_number: None,
-                millis_behind_latest: 0,
-                child_shards: &[],
-            });
-        });
-        let expected = r#"{"Records":[],"ContinuationSequenceNumber":null,"MillisBehindLatest":0}"#;
-        assert_eq!(body, expected.as_bytes());
+    }
+
+    /// It was null: lifion-kinesis took it for a position and ended with an error, instead of going
+    /// on with the shard's children.
+    #[test]
+    fn the_last_event_of_a_shard_has_no_continuation() {
+        let last = |encoding| {
+            written(|buffer| {
+                RecordsWriter::new(encoding, buffer).finish_event(&EventEnd {
+                    continuation_sequence_number: None,
+                    millis_behind_latest: 0,
+                    child_shards: &[],
+                });
+            })
+        };
+        assert_eq!(last(Encoding::Json), br#"{"Records":[],"MillisBehindLatest":0}"#);
+        let value: ciborium::Value =
+            ciborium::from_reader(last(Encoding::Cbor).as_slice()).expect("is CBOR");
+        let expected = cbor!({ "Records" => [], "MillisBehindLatest" => 0 });
+        assert_eq!(value, expected.expect("is a value"));
     }
 
     #[test]

@@ -253,7 +253,7 @@ async fn a_closed_shard_ends_the_stream_with_its_children() {
                 break event;
             }
         };
-        assert_eq!(last["ContinuationSequenceNumber"], Value::Null);
+        assert_eq!(last.get("ContinuationSequenceNumber"), None);
         let children = last["ChildShards"].as_array().expect("a list");
         let ids: Vec<&Value> = children.iter().map(|child| &child["ShardId"]).collect();
         assert_eq!(ids, ["shardId-000000000001", "shardId-000000000002"]);
@@ -369,7 +369,7 @@ async fn a_shard_does_not_end_before_its_children_are_seen() {
             break event;
         }
     };
-    assert_eq!(last["ContinuationSequenceNumber"], Value::Null);
+    assert_eq!(last.get("ContinuationSequenceNumber"), None);
     let input = json!({ "ShardIterator": iterator });
     let output = router.client().call("GetRecords", input).await;
     assert_eq!(output["ChildShards"], last["ChildShards"]);
