@@ -1,7 +1,7 @@
 //! The workload `burst` through the API: what the token bucket of one shard lets pass, by
 //! PutRecord.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Bytes;
 use serde_json::json;
@@ -93,7 +93,7 @@ impl BurstTarget for ApiShard<'_> {
     fn wait_until(&mut self, due: Instant) -> Result<(), BenchError> {
         // The connection is looked after meanwhile.
         while let Some(left) = due.checked_duration_since(Instant::now()).filter(|d| !d.is_zero()) {
-            self.runtime.block_on(tokio::time::sleep(left.max(Duration::from_millis(1))));
+            self.runtime.block_on(async { tokio::time::sleep(left).await });
         }
         Ok(())
     }
