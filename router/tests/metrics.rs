@@ -3,10 +3,11 @@
 mod support;
 
 use serde_json::{Value, json};
-use support::PATIENCE;
 use support::prometheus::Scrape;
-use support::router::{ACCOUNT, REGION, RouterOptions, TestClient, TestRouter};
+use support::router::{ACCOUNT, REGION, RouterOptions, TestClient, TestRouter, get_metrics};
+use support::{PATIENCE, TestNode, data_directory};
 use thalweg_router::kinesis::service::ServiceSettings;
+use thalweg_router::{Access, Router, RouterConfig};
 use thalweg_wire::control::{Rate, ShardLimits};
 
 /// The labels of a stream of the tests.
@@ -95,6 +96,11 @@ async fn what_is_put_and_read_is_counted() {
         (stored, throttled) = (stored + more, throttled + 10 - more);
     }
     assert!(stored > 0 && throttled > 0, "{stored} stored, {throttled} throttled");
+
+    let counted = router.node().counters();
+    // For a moment after a refusal the router refuses by itself.
+    assert!((1..=throttled).contains(&counted.records_throttled), "{counted:?}");
+    assert!((1..=counted.records_throttled).contains(&counted.batches_throttled), "{counted:?}");
 
     let shown = router.metrics().await;
     let get = |name: &str| shown.get(&format!("thalweg_{name}"), &S);
@@ -248,4 +254,26 @@ async fn the_transport_is_shown() {
     assert_eq!(shown.get("thalweg_router_writer_bytes", &[]), 0.0);
     assert_eq!(shown.get("thalweg_router_fetcher_limit_bytes", &[]), f64::from(64 << 20));
     assert_eq!(shown.get("thalweg_build_info", &[]), 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn with_an_address_of_their_own_they_are_not_with_the_api() {
+    let node = TestNode::start(1, 0, None);
+    let directory = data_directory();
+    let listen = ([127, 0, 0, 1], 0).into();
+    let access = Access::Open { account_id: ACCOUNT.to_owned(), region: REGION.to_owned() };
+    let config = RouterConfig::new(listen, directory.path().join("store"), access);
+    let config = RouterConfig { metrics_listen: Some(listen), ..config };
+    let router = Router::start(config, node.addresses()[0]).await.expect("the router starts");
+    let (status, text) = get_metrics(router.address()).await;
+    assert_eq!(status, 403, "{text}");
+    let apart = router.metrics_address().expect("it was asked for");
+    let (status, text) = get_metrics(apart).await;
+    assert_eq!(status, 200, "{text}");
+    let shown = Scrape::parse(&text).expect("it is in the format");
+    // The one connection to the API is counted, and not those for metrics.
+    assert_eq!(shown.get("thalweg_router_connections_accepted_total", &[]), 1.0);
+    let refused = [("error", "AccessDeniedException")];
+    assert_eq!(shown.get("thalweg_router_refusals_total", &refused), 1.0);
+    router.stop().await;
 }

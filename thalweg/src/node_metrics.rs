@@ -68,9 +68,11 @@ fn encode_counters(
     Ok(())
 }
 
+/// One of a core's figures.
+type Figure = fn(&Gauges) -> u64;
+
 fn encode_gauges(encoder: &mut DescriptorEncoder<'_>, cores: &[(String, Gauges)]) -> fmt::Result {
-    type Of = fn(&Gauges) -> u64;
-    let plain: [(&str, &str, Of); 11] = [
+    let plain: [(&str, &str, Figure); 11] = [
         ("connections", "Connections that are open", |g| g.connections),
         ("subscriptions", "Subscriptions that have not ended", |g| g.subscriptions),
         ("shards", "Shards that a core serves", |g| g.shards),
@@ -91,7 +93,7 @@ fn encode_gauges(encoder: &mut DescriptorEncoder<'_>, cores: &[(String, Gauges)]
         let series = cores.iter().map(|(core, shown)| ([("core", core.as_str())], of(shown)));
         gauges(encoder, &format!("node_{name}"), help, series)?;
     }
-    let states: [(&str, Of); 4] = [
+    let states: [(&str, Figure); 4] = [
         ("sealed", |g| g.segments_sealed),
         ("open", |g| g.segments_open),
         ("free", |g| g.segments_free),
@@ -99,7 +101,7 @@ fn encode_gauges(encoder: &mut DescriptorEncoder<'_>, cores: &[(String, Gauges)]
     ];
     let help = "Segments: whole, taking appends, in wait, or given up and still in use";
     gauges(encoder, "node_segments", help, parts(cores, "state", &states))?;
-    let purposes: [(&str, Of); 5] = [
+    let purposes: [(&str, Figure); 5] = [
         ("free", |g| g.buffer_free_bytes),
         ("tail", |g| g.buffer_tail_bytes),
         ("read", |g| g.buffer_read_bytes),
@@ -115,7 +117,7 @@ fn encode_gauges(encoder: &mut DescriptorEncoder<'_>, cores: &[(String, Gauges)]
 fn parts<'a>(
     cores: &'a [(String, Gauges)],
     label: &'static str,
-    parts: &'a [(&'static str, fn(&Gauges) -> u64)],
+    parts: &'a [(&'static str, Figure)],
 ) -> impl Iterator<Item = ([(&'static str, &'a str); 2], u64)> {
     cores.iter().flat_map(move |(core, shown)| {
         parts.iter().map(move |(name, of)| ([("core", core.as_str()), (label, *name)], of(shown)))

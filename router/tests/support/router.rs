@@ -204,18 +204,13 @@ impl TestRouter {
 
     /// What it shows of itself, held against the format.
     pub(crate) async fn metrics(&self) -> Scrape {
-        let socket = TcpStream::connect(self.address()).await.expect("the server listens");
-        let (mut sender, connection) =
-            hyper::client::conn::http1::handshake(TokioIo::new(socket)).await.expect("HTTP/1.1");
-        let carrier = tokio::spawn(connection);
-        let request = hyper::Request::get("/metrics").header("host", "localhost");
-        let request = request.body(Full::new(Bytes::new())).expect("a request");
-        let answer = sender.send_request(request).await.expect("an answer comes");
-        assert_eq!(answer.status().as_u16(), 200);
-        let body = answer.into_body().collect().await.expect("the answer is whole").to_bytes();
-        carrier.abort();
-        let text = std::str::from_utf8(&body).expect("the answer is text");
-        Scrape::parse(text).unwrap_or_else(|wrong| panic!("{wrong} in\n{text}"))
+        let (status, text) = get_metrics(self.address()).await;
+        assert_eq!(status, 200, "{text}");
+        Scrape::parse(&text).unwrap_or_else(|wrong| panic!("{wrong} in\n{text}"))
+    }
+
+    pub(crate) fn node(&self) -> &Node {
+        self.node.as_ref().expect("it runs until the end")
     }
 
     /// Moves the router's clock on. The node's stays as it is.
@@ -260,6 +255,21 @@ impl Drop for TestRouter {
     fn drop(&mut self) {
         self.end();
     }
+}
+
+/// Asks for metrics; answers status and text.
+pub(crate) async fn get_metrics(address: SocketAddr) -> (u16, String) {
+    let socket = TcpStream::connect(address).await.expect("the server listens");
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(socket)).await.expect("HTTP/1.1");
+    let carrier = tokio::spawn(connection);
+    let request = hyper::Request::get("/metrics").header("host", "localhost");
+    let request = request.body(Full::new(Bytes::new())).expect("a request");
+    let answer = sender.send_request(request).await.expect("an answer comes");
+    let status = answer.status().as_u16();
+    let body = answer.into_body().collect().await.expect("the answer is whole").to_bytes();
+    carrier.abort();
+    (status, String::from_utf8(body.to_vec()).expect("the answer is text"))
 }
 
 fn machine_ms() -> u64 {
