@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use support::dev::DevProcess;
-use support::{PATIENCE, directory, run, two_free_ports};
+use support::prometheus::Scrape;
+use support::{PATIENCE, directory, run, scrape, two_free_ports};
 
 /// Times that the process is killed.
 const KILLS: u64 = 6;
@@ -313,4 +314,113 @@ fn with_keys_nobody_is_let_in_without() {
     assert!(error.contains("MissingAuthenticationToken"), "{error}");
     assert!(data_dir.join("credentials.toml").exists());
     assert_eq!(dev.terminate(), Some(0));
+}
+
+#[test]
+fn metrics_tell_of_router_and_node_what_was_put() {
+    let data = directory();
+    let more = ["--no-auth", "--unlimited", "--memory-bytes", "128MiB", "--cores", "2"];
+    let mut dev = DevProcess::start(&data.path().join("d"), two_free_ports(), &more);
+    let address = dev.address;
+    output(address, "CreateStream", &json!({ "StreamName": KEPT, "ShardCount": KEPT_SHARDS }));
+    assert_eq!(settled(address, KEPT), Some(KEPT_SHARDS as u64));
+    let records: Vec<Value> = (0..50)
+        .map(|n| json!({ "Data": base64(n), "PartitionKey": format!("key-{n:02}") }))
+        .collect();
+    let input = json!({ "StreamName": KEPT, "Records": records });
+    for _ in 0..4 {
+        assert_eq!(output(address, "PutRecords", &input)["FailedRecordCount"], 0);
+    }
+    let stream = [("stream", KEPT), ("region", "us-east-1"), ("account", "123456789012")];
+    let started = Instant::now();
+    // What a core holds at the moment is up to date within a second or two.
+    let shown = loop {
+        let shown = scrape(address);
+        if shown.sum("thalweg_node_shards", &[]) == KEPT_SHARDS as f64 {
+            break shown;
+        }
+        assert!(started.elapsed() < PATIENCE, "the shards are not shown");
+        std::thread::sleep(Duration::from_millis(50));
+    };
+    // 20 digits of base64 are 15 bytes, a key has 6.
+    assert_eq!(shown.get("thalweg_incoming_records_total", &stream), 200.0);
+    assert_eq!(shown.get("thalweg_incoming_bytes_total", &stream), 200.0 * 21.0);
+    assert_eq!(shown.get("thalweg_put_records_latency_milliseconds_count", &stream), 4.0);
+    assert_eq!(shown.sum("thalweg_node_records_appended_total", &[]), 200.0);
+    assert_eq!(shown.sum("thalweg_node_commit_records_sum", &[]), 200.0);
+    let batches = shown.sum("thalweg_node_batches_appended_total", &[]);
+    assert_eq!(shown.sum("thalweg_node_commit_duration_seconds_count", &[]), batches);
+    assert_eq!(shown.sum("thalweg_node_commit_batches_sum", &[]), batches);
+    let bytes = shown.sum("thalweg_node_bytes_appended_total", &[]);
+    assert_eq!(shown.sum("thalweg_node_commit_bytes_sum", &[]), bytes);
+    assert!(shown.sum("thalweg_node_sync_duration_seconds_count", &[]) > 0.0);
+    assert_eq!(shown.sum("thalweg_node_batches_damaged_total", &[]), 0.0);
+    // Three quarters of the memory are buffers; of 64 MiB segments each core has three at least.
+    assert_eq!(shown.sum("thalweg_node_buffer_bytes", &[]), f64::from(96 << 20));
+    assert!(shown.get("thalweg_node_segments", &[("core", "1"), ("state", "free")]) >= 1.0);
+    assert!(shown.sum("thalweg_node_segment_bytes", &[]) >= f64::from(6 * (64 << 20)));
+    let (free, all) = ("thalweg_node_disk_free_bytes", "thalweg_node_disk_bytes");
+    assert!(shown.get(free, &[]) > 0.0 && shown.get(free, &[]) <= shown.get(all, &[]));
+    assert_eq!(shown.get("thalweg_router_streams", &[("status", "ACTIVE")]), 1.0);
+    check_documented(&shown);
+    assert_eq!(dev.terminate(), Some(0));
+}
+
+/// The documentation has every series that there is, and none that there is not.
+fn check_documented(shown: &Scrape) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/metrics.md");
+    let text = std::fs::read_to_string(path).expect("the documentation can be read");
+    let is_part = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_';
+    let words = text.split(|c| !is_part(c)).filter(|word| word.len() > "thalweg_".len());
+    let named: BTreeSet<&str> = words.filter(|word| word.starts_with("thalweg_")).collect();
+    for family in shown.types.keys() {
+        assert!(named.contains(family.as_str()), "{family} is not documented");
+    }
+    for name in named {
+        let is_part = |part: &str| {
+            name.strip_suffix(part)
+                .is_some_and(|base| shown.types.get(base).is_some_and(|kind| kind == "histogram"))
+        };
+        let is_known = shown.types.contains_key(name);
+        assert!(is_known || is_part("_bucket") || is_part("_count"), "there is no {name}");
+    }
+}
+
+/// Runs a part of `kinesis_clients.py` against a `thalweg dev` with access keys.
+fn run_clients(part: &str) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let python: PathBuf = root.join("target/kinesis-clients/bin/python");
+    assert!(python.exists(), "{} is missing: tests/run installs it", python.display());
+    let data = directory();
+    let data_dir = data.path().join("d");
+    let mut dev = DevProcess::start(&data_dir, two_free_ports(), &["--memory-bytes", "128MiB"]);
+    let status = Command::new(python)
+        .arg(root.join("tests/kinesis_clients.py"))
+        .arg(part)
+        .arg(format!("http://{}", dev.address))
+        .arg(data_dir.join("credentials.toml"))
+        .status()
+        .expect("python can be run");
+    assert!(status.success(), "{part}: {status}");
+    assert_eq!(dev.terminate(), Some(0));
+}
+
+#[test]
+fn boto3_creates_writes_and_reads() {
+    run_clients("basics");
+}
+
+#[test]
+fn boto3_registers_consumers_and_subscribes() {
+    run_clients("consumers");
+}
+
+#[test]
+fn the_aws_cli_creates_writes_and_reads() {
+    run_clients("cli");
+}
+
+#[test]
+fn boto3_reshards_and_tags() {
+    run_clients("reshard");
 }

@@ -3,9 +3,11 @@
 
 mod support;
 
-use std::process::Output;
+use std::net::{SocketAddr, TcpStream};
+use std::process::{Output, Stdio};
+use std::time::{Duration, Instant};
 
-use support::{NodeProcess, directory, run, thalweg, two_free_ports};
+use support::{NodeProcess, PATIENCE, directory, run, scrape, thalweg, two_free_ports};
 use thalweg_wire::checksum::crc32c_pieces;
 
 /// Runs a small node with `more` options; the small ones' defaults give way to them.
@@ -90,6 +92,39 @@ fn no_space_and_a_taken_port_are_refused() {
     let taken = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
     let address = taken.local_addr().expect("it is bound").to_string();
     refused(&node(text, &["--listen", &address]), 1, &["cannot listen", &address]);
+}
+
+/// Without being asked to, a node listens where it has to and nowhere else.
+#[test]
+fn metrics_are_served_where_it_is_asked() {
+    let data = directory();
+    let path = data.path().join("d");
+    let port = two_free_ports();
+    let address = SocketAddr::from(([127, 0, 0, 1], port + 1));
+    let mut command = thalweg(&["--log", "warn", "node", "--cores", "1", "--prefill-bytes", "0"]);
+    command
+        .arg("--data-dir")
+        .arg(&path)
+        .args(["--listen", &format!("127.0.0.1:{port}")])
+        .args(["--memory-bytes", "64MiB", "--segment-bytes", "16MiB"])
+        .args(["--metrics-listen", &address.to_string()])
+        .stdin(Stdio::null());
+    let mut child = command.spawn().expect("the program can be started");
+    let started = Instant::now();
+    while TcpStream::connect(address).is_err() {
+        let ended = child.try_wait().expect("a child can be asked");
+        assert!(ended.is_none() && started.elapsed() < PATIENCE, "it does not serve: {ended:?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let shown = scrape(address);
+    assert_eq!(shown.sum("thalweg_node_buffer_bytes", &[("core", "0")]), f64::from(48 << 20));
+    assert!(shown.types.keys().all(|name| !name.starts_with("thalweg_router")));
+    child.kill().expect("a running child can be killed");
+    child.wait().expect("a killed child ends");
+    let text = path.to_str().expect("a path of the test");
+    let taken = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
+    let address = taken.local_addr().expect("it is bound").to_string();
+    refused(&node(text, &["--metrics-listen", &address]), 1, &["cannot listen", &address]);
 }
 
 #[test]

@@ -15,11 +15,18 @@ macro_rules! counters {
             pub fn named(&self) -> Vec<(&'static str, u64)> {
                 vec![$((stringify!($name), self.$name),)*]
             }
+
+            /// What they are, in the order of [`Counters::named`].
+            pub const DESCRIPTIONS: &[Description] = &[$(Description {
+                name: stringify!($name),
+                text: concat!($($doc),*).trim_ascii(),
+                is_sum: matches!(Merge::$merge, Merge::Sum),
+            },)*];
         }
 
         impl AddAssign<&Counters> for Counters {
             fn add_assign(&mut self, other: &Counters) {
-                $(self.$name = $merge(self.$name, other.$name);)*
+                $(self.$name = Merge::$merge.of(self.$name, other.$name);)*
             }
         }
 
@@ -42,59 +49,86 @@ macro_rules! counters {
     };
 }
 
-fn sum(one: u64, other: u64) -> u64 {
-    one + other
+/// What a counter is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Description {
+    /// Its name.
+    pub name: &'static str,
+    /// What it counts, in words.
+    pub text: &'static str,
+    /// Whether it only rises, and cores add up; else it is the highest value so far.
+    pub is_sum: bool,
 }
 
-fn highest(one: u64, other: u64) -> u64 {
-    one.max(other)
+/// How the counters of several cores become one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Merge {
+    Sum,
+    Highest,
+}
+
+impl Merge {
+    fn of(self, one: u64, other: u64) -> u64 {
+        match self {
+            Merge::Sum => one + other,
+            Merge::Highest => one.max(other),
+        }
+    }
 }
 
 counters! {
     /// Frames that arrived whole.
-    frames_received: sum,
+    frames_received: Sum,
     /// Batches stored.
-    batches_appended: sum,
+    batches_appended: Sum,
     /// Records stored.
-    records_appended: sum,
+    records_appended: Sum,
     /// Bytes of the batches stored.
-    bytes_appended: sum,
+    bytes_appended: Sum,
     /// Batches recognised as stored before.
-    duplicates: sum,
+    duplicates: Sum,
     /// Requests and batches refused.
-    refusals: sum,
+    refusals: Sum,
+    /// Batches that the write limits of their shard did not take, or not as a whole.
+    batches_throttled: Sum,
+    /// Records that the write limits of their shard did not take.
+    records_throttled: Sum,
+    /// Connections accepted.
+    connections_accepted: Sum,
+    /// Connections closed at once for want of room.
+    connections_refused: Sum,
     /// Connections closed because memory was short and their peers took nothing.
-    stalled_readers_closed: sum,
+    stalled_readers_closed: Sum,
     /// Units written to logs.
-    groups_written: sum,
+    groups_written: Sum,
     /// Bytes written to logs, with headers, padding and footers.
-    bytes_written: sum,
+    bytes_written: Sum,
     /// Syncs, and writes that were their own.
-    syncs: sum,
+    syncs: Sum,
     /// Reads from disk.
-    reads: sum,
+    reads: Sum,
     /// Bytes read from disk.
-    bytes_read: sum,
+    bytes_read: Sum,
     /// Times that what was wanted from disk was being read for another already, or just had been.
-    reads_shared: sum,
+    reads_shared: Sum,
     /// Fetches answered with batches.
-    fetches_answered: sum,
+    fetches_answered: Sum,
     /// Batches answered from memory.
-    batches_from_memory: sum,
+    batches_from_memory: Sum,
     /// Batches answered from disk.
-    batches_from_disk: sum,
+    batches_from_disk: Sum,
     /// Segments in which nothing was kept any more, given up.
-    segments_released: sum,
+    segments_released: Sum,
     /// Files of segments given up that were removed.
-    segments_removed: sum,
+    segments_removed: Sum,
     /// Bytes of batches that were copied forward.
-    bytes_copied: sum,
+    bytes_copied: Sum,
     /// Bytes of batches that were read to be checked.
-    bytes_scrubbed: sum,
+    bytes_scrubbed: Sum,
     /// Batches found damaged by that.
-    batches_damaged: sum,
+    batches_damaged: Sum,
     /// Microseconds that the slowest sync took, from its submission until the core saw its end.
-    sync_us_max: highest,
+    sync_us_max: Highest,
 }
 
 #[cfg(test)]
@@ -110,5 +144,16 @@ mod tests {
         shared.publish(&all);
         assert_eq!(shared.read(), all);
         assert!(all.named().contains(&("syncs", 5)));
+    }
+
+    #[test]
+    fn each_is_described_by_its_documentation() {
+        let named = Counters::default().named();
+        assert_eq!(named.len(), Counters::DESCRIPTIONS.len());
+        for ((name, _), described) in named.iter().zip(Counters::DESCRIPTIONS) {
+            assert_eq!(described.name, *name);
+            assert!(described.text.ends_with('.'), "{name}: {}", described.text);
+            assert_eq!(described.is_sum, !name.ends_with("_max"), "{name}");
+        }
     }
 }

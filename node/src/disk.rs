@@ -190,6 +190,12 @@ impl Disk {
         Ok((0..there.max(count)).map(path).collect())
     }
 
+    /// Where it is, as an absolute path.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Refuses when `needed` more bytes would not fit.
     ///
     /// # Errors

@@ -8,9 +8,11 @@ pub mod counters;
 pub mod disk;
 pub mod io;
 pub mod log;
+pub mod metrics;
 pub mod start;
 mod thread;
 
 pub use config::NodeConfig;
 pub use counters::Counters;
+pub use metrics::NodeMetrics;
 pub use start::{Node, StartError};

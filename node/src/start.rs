@@ -20,12 +20,13 @@ use crate::config::NodeConfig;
 use crate::core::fairness::IN_FLIGHT_BYTES;
 use crate::core::machine::CoreSettings;
 use crate::core::shard::Placement;
-use crate::counters::{Counters, SharedCounters};
+use crate::counters::Counters;
 use crate::disk::{Disk, DiskError, SegmentFile, open_segment, segment_files, segment_path};
 use crate::io::Errno;
 use crate::io::ring::{RingError, probe};
 use crate::io::wake::Mailbox;
 use crate::log::recovery::{RecoveredLog, RecoveryError};
+use crate::metrics::{CoreMetrics, NodeMetrics};
 use crate::thread::{CoreAtStart, DirectoryAtStart, OpenFile, Told, run_core};
 
 /// Least memory of a core.
@@ -117,12 +118,12 @@ pub struct Node {
     addresses: Vec<SocketAddr>,
     disks: Vec<DiskId>,
     mailboxes: Vec<Arc<Mailbox<Told>>>,
-    counters: Vec<Arc<SharedCounters>>,
+    metrics: Vec<Arc<CoreMetrics>>,
     threads: Vec<JoinHandle<()>>,
     // Cores ask it for segments until they end.
     background: Background,
     /// Locked for as long as the node runs.
-    _locks: Vec<Disk>,
+    locks: Vec<Disk>,
 }
 
 impl Node {
@@ -152,10 +153,10 @@ impl Node {
             addresses,
             disks: disk_ids.clone(),
             mailboxes: Vec::new(),
-            counters: Vec::new(),
+            metrics: Vec::new(),
             threads: Vec::new(),
             background,
-            _locks: disks,
+            locks: disks,
         };
         let mut parts: Vec<Vec<DirectoryAtStart>> = (0..cores).map(|_| Vec::new()).collect();
         for directory in directories {
@@ -164,7 +165,7 @@ impl Node {
         let (ready, started) = mpsc::channel();
         for (core, (listener, directories)) in listeners.into_iter().zip(parts).enumerate() {
             let (mailbox, wake) = Mailbox::new()?;
-            let counters = Arc::new(SharedCounters::default());
+            let metrics = Arc::new(CoreMetrics::default());
             let start = CoreAtStart {
                 settings: CoreSettings {
                     core: core as u16,
@@ -186,7 +187,7 @@ impl Node {
                 listener,
                 wake,
                 mailbox: mailbox.clone(),
-                counters: counters.clone(),
+                metrics: metrics.clone(),
                 jobs: node.background.queue(),
                 memory_bytes: config.memory_bytes / cores as u64,
             };
@@ -195,7 +196,7 @@ impl Node {
                 .name(format!("core-{core}"))
                 .spawn(move || run_core(start, &ready))?;
             node.mailboxes.push(mailbox);
-            node.counters.push(counters);
+            node.metrics.push(metrics);
             node.threads.push(thread);
         }
         drop(ready);
@@ -222,8 +223,15 @@ impl Node {
     #[must_use]
     pub fn counters(&self) -> Counters {
         let mut sum = Counters::default();
-        self.counters.iter().for_each(|core| sum += &core.read());
+        self.metrics.iter().for_each(|core| sum += &core.counters());
         sum
+    }
+
+    /// What the node shows of itself, from now on.
+    #[must_use]
+    pub fn metrics(&self) -> NodeMetrics {
+        let disks = self.locks.iter().map(|disk| (disk.id(), disk.dir().to_owned()));
+        NodeMetrics::new(self.metrics.clone(), disks.collect())
     }
 
     /// Takes nothing more, finishes what was taken, ends the cores.

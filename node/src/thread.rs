@@ -14,7 +14,6 @@ use crate::background::{FillJob, JobQueue, MergeTask, ScrubTask};
 use crate::config::NodeConfig;
 use crate::core::machine::{Core, CoreMessage, CoreRequest, CoreSettings, Time};
 use crate::core::shard::Placement;
-use crate::counters::SharedCounters;
 use crate::disk::segment_path;
 use crate::io::ring::Ring;
 use crate::io::wake::Mailbox;
@@ -24,6 +23,7 @@ use crate::log::recovery::RecoveredLog;
 use crate::log::scrub::ScrubReport;
 use crate::log::segments::{FreeSegment, Log, LogIdentity};
 use crate::log::stored::StoredSegment;
+use crate::metrics::{CoreMetrics, GAUGES_PERIOD_US};
 use crate::start::StartError;
 
 /// Part of a core's memory that is buffers; the rest is for indexes, tables and code.
@@ -130,7 +130,7 @@ pub(crate) struct CoreAtStart {
     pub(crate) listener: OwnedFd,
     pub(crate) wake: OwnedFd,
     pub(crate) mailbox: Arc<Mailbox<Told>>,
-    pub(crate) counters: Arc<SharedCounters>,
+    pub(crate) metrics: Arc<CoreMetrics>,
     pub(crate) jobs: Arc<JobQueue>,
     pub(crate) memory_bytes: u64,
 }
@@ -171,7 +171,9 @@ pub(crate) fn run_core(start: CoreAtStart, ready: &mpsc::Sender<Result<(), Start
 struct CoreThread {
     core: Core<Ring>,
     mailbox: Arc<Mailbox<Told>>,
-    counters: Arc<SharedCounters>,
+    metrics: Arc<CoreMetrics>,
+    /// When figures of the moment are taken next.
+    gauges_due_us: u64,
     jobs: Arc<JobQueue>,
     directories: Vec<Directory>,
     /// Files that the ring's table refers to; kept open.
@@ -206,11 +208,13 @@ impl CoreThread {
             logs.extend(opened);
             files.extend(opened_files);
         }
-        let core = Core::new(ring, start.settings, start.placement, logs, clock.now());
+        let mut core = Core::new(ring, start.settings, start.placement, logs, clock.now());
+        core.set_distributions(start.metrics.distributions.clone());
         let mut thread = CoreThread {
             core,
             mailbox: start.mailbox,
-            counters: start.counters,
+            metrics: start.metrics,
+            gauges_due_us: 0,
             jobs: start.jobs,
             directories,
             files,
@@ -263,7 +267,8 @@ impl CoreThread {
     /// Takes in what completed and was told; answers how long nothing happens by itself.
     fn go_on(&mut self, clock: &Clock) -> u64 {
         self.read_mail();
-        let idle_us = self.core.turn(clock.now(), &mut self.completions);
+        let now = clock.now();
+        let idle_us = self.core.turn(now, &mut self.completions);
         for request in self.core.take_requests() {
             match request {
                 CoreRequest::FillSegment { log } => self.fill_segment(log),
@@ -272,7 +277,11 @@ impl CoreThread {
                 CoreRequest::Scrub { log, segment } => self.scrub_segment(log, segment),
             }
         }
-        self.counters.publish(&self.core.counters());
+        self.metrics.counters.publish(&self.core.counters());
+        if now.now_us >= self.gauges_due_us {
+            self.gauges_due_us = now.now_us + GAUGES_PERIOD_US;
+            self.metrics.gauges.publish(&self.core.gauges());
+        }
         idle_us
     }
 

@@ -49,6 +49,9 @@ pub struct RouterConfig {
     /// Whether limits are enforced: those of shards, of calls and of counts. Off for raw benchmarks
     /// only.
     pub limits: bool,
+    /// Where metrics are served, without TLS, to whoever can connect. Without an address of their
+    /// own they are at the API's, under the path `/metrics`.
+    pub metrics_listen: Option<SocketAddr>,
     /// Bytes of records that wait for the node to store them.
     pub write_bytes_max: usize,
     /// Bytes of records read from the node that have not been answered yet.
@@ -67,6 +70,7 @@ impl RouterConfig {
             access,
             tls: None,
             limits: true,
+            metrics_listen: None,
             write_bytes_max: 256 << 20,
             read_bytes_max: 256 << 20,
             // Service managers kill 30 s after they asked (Kubernetes), or later.

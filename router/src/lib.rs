@@ -3,6 +3,7 @@
 pub mod config;
 pub mod control;
 pub mod kinesis;
+pub mod metrics;
 pub mod route;
 pub mod start;
 

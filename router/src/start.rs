@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use prometheus_client::collector::Collector;
 use thalweg_wire::control::ShardLimits;
 use thiserror::Error;
 use tokio::task::{JoinError, JoinSet};
@@ -25,9 +26,13 @@ use crate::control::store::embedded::{EmbeddedOptions, EmbeddedStore, OpenError}
 use crate::control::system_clock;
 use crate::kinesis::credentials::{Credentials, CredentialsError};
 use crate::kinesis::principal::PrincipalError;
-use crate::kinesis::server::{Drained, Server, ServerConfig, StartError, TlsError, TlsIdentity};
+use crate::kinesis::server::{
+    Drained, MetricsText, Server, ServerConfig, StartError, TlsError, TlsIdentity,
+};
 use crate::kinesis::service::{Ground, Service, ServiceSettings};
 use crate::kinesis::sigv4::Authenticator;
+use crate::metrics::router::RouterCollector;
+use crate::metrics::serve::serve;
 use crate::route::{AnswerMemory, Fetcher, LinkLimits, NodeLinks, Writer, WriterConfig};
 
 /// How long a node may take to be there when a router starts: both may be started at once, and a
@@ -37,6 +42,8 @@ const NODE_PATIENCE: Duration = Duration::from_secs(30);
 const NODE_AGAIN: Duration = Duration::from_millis(200);
 /// How long a node may take to answer a read, beyond what it was asked to wait.
 const READ_PATIENCE: Duration = Duration::from_secs(10);
+/// How long who reads metrics may take when a router stops.
+const METRICS_DRAIN: Duration = Duration::from_secs(1);
 
 /// Why a router did not start, or had to end. Each says what to do.
 #[derive(Debug, Error)]
@@ -94,6 +101,8 @@ pub enum RouterError {
 /// A running router. Dropping it cuts everything off.
 pub struct Router {
     server: Server,
+    /// Where metrics have an address of their own.
+    metrics_server: Option<Server>,
     store: EmbeddedStore,
     tasks: JoinSet<RouterError>,
     drain_time: Duration,
@@ -106,6 +115,18 @@ impl Router {
     /// # Errors
     /// [`RouterError`].
     pub async fn start(config: RouterConfig, node: SocketAddr) -> Result<Router, RouterError> {
+        Router::start_showing(config, node, Vec::new()).await
+    }
+
+    /// Starts a router whose metrics show more than its own: those of the node in the same process.
+    ///
+    /// # Errors
+    /// [`RouterError`].
+    pub async fn start_showing(
+        config: RouterConfig,
+        node: SocketAddr,
+        more: Vec<Box<dyn Collector>>,
+    ) -> Result<Router, RouterError> {
         config.check()?;
         // What needs nobody else comes first: a mistake there is told at once.
         let tls = config.tls.as_ref().map(read_identity).transpose()?;
@@ -139,7 +160,8 @@ impl Router {
         let writer_config =
             WriterConfig { bytes_max: config.write_bytes_max, ..WriterConfig::default() };
         let writer = Writer::new(node.clone(), writer_config);
-        let read_links = NodeLinks::new(link_limits, AnswerMemory::new(config.read_bytes_max));
+        let read_memory = AnswerMemory::new(config.read_bytes_max);
+        let read_links = NodeLinks::new(link_limits, read_memory.clone());
         let fetcher = Fetcher::new(Arc::new(ReadRoutes(node.clone())), read_links, READ_PATIENCE);
         let retention = Retention::new(
             store.clone(),
@@ -153,19 +175,41 @@ impl Router {
             retention.run().await;
             ended("retention", "without a reason")
         });
-        let ground =
-            Ground { store: store.clone(), catalog, node, writer, fetcher, authenticator, now_ms };
+        let ground = Ground {
+            store: store.clone(),
+            catalog: catalog.clone(),
+            node,
+            writer: writer.clone(),
+            fetcher,
+            authenticator,
+            now_ms,
+        };
         let settings = ServiceSettings { limits: config.limits, ..ServiceSettings::default() };
         let service = Service::new(ground, settings);
-        let server =
-            Server::start(ServerConfig { tls, ..ServerConfig::plain(config.listen) }, service)?;
-        Ok(Router { server, store, tasks, drain_time: config.drain_time })
+        let operations = service.operation_counts();
+        let own = RouterCollector { operations, catalog, writer, read_memory };
+        let text = own.into_text(more);
+        let metrics = config.metrics_listen.is_none().then(|| text.clone());
+        let server_config = ServerConfig { tls, metrics, ..ServerConfig::plain(config.listen) };
+        let server = Server::start(server_config, service)?;
+        let counts = server.counts_source();
+        // What the API's server counted is of interest there, and not what this one does.
+        let apart: MetricsText = Arc::new(move |_| text(&counts()));
+        let metrics_server =
+            config.metrics_listen.map(|listen| serve(listen, apart)).transpose()?;
+        Ok(Router { server, metrics_server, store, tasks, drain_time: config.drain_time })
     }
 
     /// Where the API is served: the port is the system's choice if it was 0.
     #[must_use]
     pub fn address(&self) -> SocketAddr {
         self.server.local_addr()
+    }
+
+    /// Where metrics are served, if that is an address of their own.
+    #[must_use]
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics_server.as_ref().map(Server::local_addr)
     }
 
     /// Returns when the router cannot go on, and why. It should be stopped then.
@@ -182,6 +226,9 @@ impl Router {
     /// to become is recorded, and the next router goes on with it.
     pub async fn stop(mut self) -> Drained {
         let drained = self.server.drain(self.drain_time).await;
+        if let Some(server) = self.metrics_server {
+            server.drain(METRICS_DRAIN).await;
+        }
         self.tasks.shutdown().await;
         self.store.close().await;
         drained

@@ -4,9 +4,11 @@
 pub(crate) mod dev;
 pub(crate) mod load;
 pub(crate) mod loop_disk;
+#[path = "../../router/tests/support/prometheus.rs"]
+pub(crate) mod prometheus;
 pub(crate) mod recorded_disk;
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -53,6 +55,20 @@ pub(crate) fn two_free_ports() -> u16 {
         }
     }
     panic!("no two free ports side by side");
+}
+
+/// What is served at `/metrics`, held against the format.
+pub(crate) fn scrape(address: SocketAddr) -> prometheus::Scrape {
+    let mut stream = TcpStream::connect(address).expect("metrics are served there");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
+    let request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    stream.write_all(request.as_bytes()).expect("a request can be sent");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("the answer is text");
+    let (head, text) = answer.split_once("\r\n\r\n").expect("a head and a body");
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    assert!(head.to_ascii_lowercase().contains("text/plain; version=0.0.4"), "{head}");
+    prometheus::Scrape::parse(text).unwrap_or_else(|wrong| panic!("{wrong} in\n{text}"))
 }
 
 /// A node with two small cores on fixed ports.

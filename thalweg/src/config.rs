@@ -107,6 +107,11 @@ struct RawConfig {
     #[arg(long, env = "THALWEG_CONNECTIONS_PER_CORE_MAX", value_name = "COUNT")]
     connections_per_core_max: Option<usize>,
 
+    /// Address and port to serve metrics on, for Prometheus, under the path /metrics: to whoever can
+    /// connect, without TLS; with port 0 the system chooses one [default: metrics are not served]
+    #[arg(long, env = "THALWEG_METRICS_LISTEN", value_name = "ADDRESS:PORT")]
+    metrics_listen: Option<SocketAddr>,
+
     /// Only in a file: on the command line it is an option of every command.
     #[arg(skip)]
     log: Option<String>,
@@ -117,6 +122,8 @@ struct RawConfig {
 pub(crate) struct ReadyConfig {
     /// The node's own part.
     pub(crate) node: NodeConfig,
+    /// Where its metrics are served, if they are.
+    pub(crate) metrics_listen: Option<SocketAddr>,
     /// Filter of the logs, where the file names one.
     pub(crate) log: Option<String>,
 }
@@ -184,6 +191,7 @@ impl RawConfig {
             connections_per_core_max: self
                 .connections_per_core_max
                 .or(below.connections_per_core_max),
+            metrics_listen: self.metrics_listen.or(below.metrics_listen),
             log: self.log.or(below.log),
         }
     }
@@ -209,7 +217,7 @@ impl RawConfig {
                 .connections_per_core_max
                 .unwrap_or(default.connections_per_core_max),
         };
-        ReadyConfig { node, log: self.log }
+        ReadyConfig { node, metrics_listen: self.metrics_listen, log: self.log }
     }
 }
 
@@ -259,7 +267,7 @@ mod tests {
     fn without_anything_the_defaults_hold() {
         let found = flags(&[]).into_config().unwrap();
         assert_eq!(format!("{:?}", found.node), format!("{:?}", NodeConfig::default()));
-        assert_eq!(found.log, None);
+        assert_eq!((found.metrics_listen, found.log), (None, None));
     }
 
     #[test]
@@ -294,7 +302,7 @@ mod tests {
             "memory_bytes = '2GiB'\nsegment_bytes = 67108864\nprefill_bytes = 0\n",
             "standalone = false\nretention_s = 60\nmerge_after_s = 5\nscrub_period_s = 0\n",
             "scrub_bytes_per_s = '1MiB'\nmin_frame_bytes_per_s = '1MiB'\n",
-            "connections_per_core_max = 17\nlog = 'debug'\n",
+            "connections_per_core_max = 17\nmetrics_listen = '[::1]:9001'\nlog = 'debug'\n",
         ));
         let found = flags(&["--config", &path]).into_config().unwrap();
         let expected = NodeConfig {
@@ -313,6 +321,7 @@ mod tests {
             connections_per_core_max: 17,
         };
         assert_eq!(format!("{:?}", found.node), format!("{expected:?}"));
+        assert_eq!(found.metrics_listen, Some("[::1]:9001".parse().unwrap()));
         assert_eq!(found.log.as_deref(), Some("debug"));
     }
 

@@ -8,6 +8,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use prometheus_client::collector::Collector;
 use thalweg_node::{Node, NodeConfig};
 use thalweg_router::config::{check_account, check_region};
 use thalweg_router::kinesis::credentials::create_credentials_file;
@@ -15,6 +16,7 @@ use thalweg_router::{Access, RouterConfig};
 use tracing::{info, warn};
 
 use crate::Failure;
+use crate::node_metrics::NodeCollector;
 use crate::router_command::serve_router;
 use crate::signals::stop_on_signals;
 use crate::size::Size;
@@ -94,7 +96,10 @@ impl DevArgs {
             warn!("no limits are enforced: clients will see more here than in production");
         }
         let address = node.addresses()[0];
-        let served = serve_router(config, address, stop, |address| self.print_welcome(address));
+        let more: Vec<Box<dyn Collector>> = vec![Box::new(NodeCollector(node.metrics()))];
+        let served = serve_router(config, address, stop, more, |router| {
+            self.print_welcome(router.address());
+        });
         node.stop();
         if served.is_ok() {
             info!("stopped");

@@ -5,11 +5,13 @@
 
 mod config;
 mod dev;
+mod node_metrics;
 mod router_command;
 mod signals;
 mod size;
 
 use std::io::IsTerminal;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -25,6 +27,7 @@ use tracing_subscriber::filter::ParseError;
 
 use crate::config::{ConfigError, NodeArgs, ReadyConfig};
 use crate::dev::DevArgs;
+use crate::node_metrics::NodeMetricsServer;
 use crate::router_command::RouterArgs;
 use crate::signals::stop_on_signals;
 use crate::size::Size;
@@ -128,9 +131,9 @@ fn print_usage(error: &clap::Error) -> ExitCode {
 fn run(cli: Cli) -> Result<ExitCode, Failure> {
     match cli.command {
         Command::Node(arguments) => {
-            let ReadyConfig { node, log } = arguments.into_config()?;
+            let ReadyConfig { node, metrics_listen, log } = arguments.into_config()?;
             start_logs(cli.log.or(log).as_deref().unwrap_or("info"))?;
-            serve(node)?;
+            serve(node, metrics_listen)?;
             Ok(ExitCode::SUCCESS)
         }
         Command::Dev(arguments) => {
@@ -168,15 +171,23 @@ fn start_logs(filter: &str) -> Result<(), Failure> {
 
 /// Runs a node until a signal asks it to stop. Until it serves, a signal ends the process at
 /// once: to the data directories that is a crash, which they are made for.
-fn serve(config: NodeConfig) -> Result<(), Failure> {
+fn serve(config: NodeConfig, metrics_listen: Option<SocketAddr>) -> Result<(), Failure> {
     let summary = Summary::of(&config);
     let stop = stop_on_signals().map_err(Failure::Signals)?;
     let node = Node::start(config)?;
+    let metrics = metrics_listen.map(|listen| NodeMetricsServer::start(listen, node.metrics()));
+    let metrics = metrics.transpose()?;
     stop.serves();
     summary.log(&node);
+    if let Some(metrics) = &metrics {
+        info!("metrics are served on http://{}/metrics", metrics.address());
+    }
     stop.wait();
     info!("stopping: what was accepted is made durable and answered");
     node.stop();
+    if let Some(metrics) = metrics {
+        metrics.stop();
+    }
     info!("stopped");
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
+use prometheus_client::collector::Collector;
 use thalweg_router::{Access, Router, RouterConfig, RouterError, TlsFiles};
 use tokio::sync::oneshot;
 use tracing::{info, warn};
@@ -45,6 +46,11 @@ pub(crate) struct RouterArgs {
     #[arg(long, env = "THALWEG_ROUTER_TLS_KEY", value_name = "FILE", requires = "tls_certificate")]
     tls_key: Option<PathBuf>,
 
+    /// Address and port to serve metrics on, for Prometheus, under the path /metrics: to whoever can
+    /// connect, without TLS. Without it they are served with the API
+    #[arg(long, env = "THALWEG_ROUTER_METRICS_LISTEN", value_name = "ADDRESS:PORT")]
+    metrics_listen: Option<SocketAddr>,
+
     /// No limits of shards, of calls and of counts: for raw benchmarks
     #[arg(long)]
     unlimited: bool,
@@ -58,6 +64,7 @@ impl RouterArgs {
         RouterConfig {
             tls: files.map(|(certificate, key)| TlsFiles { certificate, key }),
             limits: !self.unlimited,
+            metrics_listen: self.metrics_listen,
             ..RouterConfig::new(self.listen, self.store.clone(), access)
         }
     }
@@ -72,12 +79,18 @@ impl RouterArgs {
             warn!("without TLS, whoever is on the way can read what is sent");
         }
         let stop = stop_on_signals().map_err(Failure::Signals)?;
-        serve_router(config, self.node, stop, |address| info!("the API is served on {address}"))
+        let on_start = |router: &Router| {
+            info!("the API is served on {}", router.address());
+            if let Some(address) = router.metrics_address() {
+                info!("metrics are served on http://{address}/metrics");
+            }
+        };
+        serve_router(config, self.node, stop, Vec::new(), on_start)
     }
 }
 
-/// Runs a router until a signal asks it to stop, or it cannot go on. `on_start` is told where the
-/// API is served, once it is.
+/// Runs a router until a signal asks it to stop, or it cannot go on. Its metrics show `more` than
+/// its own. `on_start` is told of it once it serves.
 ///
 /// # Errors
 /// Why the router did not start, or had to end.
@@ -85,14 +98,15 @@ pub(crate) fn serve_router(
     config: RouterConfig,
     node: SocketAddr,
     stop: Arc<Stop>,
-    on_start: impl FnOnce(SocketAddr),
+    more: Vec<Box<dyn Collector>>,
+    on_start: impl FnOnce(&Router),
 ) -> Result<(), Failure> {
     let mut runtime = tokio::runtime::Builder::new_multi_thread();
     let runtime = runtime.enable_all().build().map_err(Failure::Threads)?;
     runtime.block_on(async {
-        let mut router = Router::start(config, node).await?;
+        let mut router = Router::start_showing(config, node, more).await?;
         stop.serves();
-        on_start(router.address());
+        on_start(&router);
         let asked = asked(stop).map_err(Failure::Threads)?;
         let ended: Option<RouterError> = tokio::select! {
             _ = asked => None,

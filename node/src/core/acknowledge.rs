@@ -68,6 +68,8 @@ enum Waiting {
         produce: u32,
         item: u32,
         admitted: Admitted,
+        /// When it was appended.
+        since_us: u64,
     },
     Control {
         connection: ConnectionKey,
@@ -78,10 +80,26 @@ enum Waiting {
     },
 }
 
+/// What is committed together.
+#[derive(Clone, Copy, Default)]
+struct Together {
+    batches: u64,
+    records: u64,
+    bytes: u64,
+}
+
+impl Together {
+    fn add(&mut self, admitted: &Admitted) {
+        self.batches += 1;
+        self.records += u64::from(admitted.records);
+        self.bytes += u64::from(admitted.bytes);
+    }
+}
+
 impl<I: Io> Core<I> {
     /// Lets the answer of a stored batch wait for its position.
     pub(super) fn wait_for_commit(&mut self, produce: u32, item: u32, admitted: Admitted) {
-        let what = Waiting::Batch { produce, item, admitted };
+        let what = Waiting::Batch { produce, item, admitted, since_us: self.time.now_us };
         self.pending[admitted.log as usize].push_back(Pending { lsn: admitted.lsn, what });
     }
 
@@ -107,12 +125,13 @@ impl<I: Io> Core<I> {
     pub(super) fn acknowledge(&mut self, log: usize) {
         let durable = self.logs[log].durable();
         let failed = self.logs[log].failed().is_some();
+        let mut committed_now = Together::default();
         while let Some(pending) =
             self.pending[log].pop_front_if(|pending| failed || pending.lsn <= durable)
         {
             let committed = pending.lsn <= durable;
             match pending.what {
-                Waiting::Batch { produce, item, admitted } => {
+                Waiting::Batch { produce, item, admitted, since_us } => {
                     if admitted.bytes > 0 {
                         let account = self.shards.at(admitted.shard).account;
                         let bytes = u64::from(admitted.bytes);
@@ -120,6 +139,12 @@ impl<I: Io> Core<I> {
                     }
                     let ack = if committed {
                         self.commit(&admitted);
+                        // A repetition was committed before.
+                        if admitted.bytes > 0 {
+                            committed_now.add(&admitted);
+                            let took_us = self.time.now_us - since_us;
+                            self.distributions.commit_us.observe(took_us);
+                        }
                         Ack { result: admitted.answer }
                     } else {
                         Ack::refused(ErrorCode::LogFailed)
@@ -145,6 +170,11 @@ impl<I: Io> Core<I> {
                     self.request_done(connection);
                 }
             }
+        }
+        if committed_now.batches > 0 {
+            self.distributions.commit_batches.observe(committed_now.batches);
+            self.distributions.commit_records.observe(committed_now.records);
+            self.distributions.commit_bytes.observe(committed_now.bytes);
         }
     }
 

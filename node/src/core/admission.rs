@@ -164,13 +164,16 @@ impl<I: Io> Core<I> {
             Ok(grant) => return Ok(grant),
             Err(wait_us) => wait_us,
         };
+        self.counters.batches_throttled += 1;
         if !header.is_partial() || header.records == 1 {
+            self.counters.records_throttled += u64::from(header.records);
             return Err(Refusal::new(ErrorCode::Throttled, wait_us).into());
         }
         let batch = Batch::check(self.io.memory().piece(piece), &HashRange::FULL)
             .map_err(|error| error.refusal())?;
         let sizes = batch.records().map(|record| (record.key.len() + record.data.len()) as u64);
         let (taken, wait_us) = buckets.hold(request, sizes, now_us);
+        self.counters.records_throttled += taken.iter().filter(|taken| !**taken).count() as u64;
         Err(Objection::Partly { taken, wait_us })
     }
 

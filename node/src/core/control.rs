@@ -185,11 +185,11 @@ impl<I: Io> Core<I> {
             record.producers = Producers::default();
         }
         let now_us = self.time.now_us;
-        let chain = self.shards.at_mut(shard);
-        chain.extents.push(opened.0);
+        self.shards.at_mut(shard).extents.push(opened.0);
         if !same_limits {
             // Other limits start with an empty bucket: no burst for free.
-            chain.buckets = open.limits.as_ref().map(|limits| Buckets::empty(limits, now_us));
+            let buckets = open.limits.as_ref().map(|limits| Buckets::empty(limits, now_us));
+            self.shards.set_buckets(shard, buckets);
         }
         self.forget_extents(shard);
         Ok(opened)

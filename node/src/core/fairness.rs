@@ -174,6 +174,12 @@ impl Accounts {
         self.queue.became_durable(bytes, now_us);
     }
 
+    /// Bytes of all accounts that are on their way.
+    #[must_use]
+    pub fn in_flight_bytes(&self) -> u64 {
+        self.in_flight_bytes
+    }
+
     /// A sync took so long.
     pub fn synced(&mut self, took_us: u64, now_us: u64) {
         self.queue.synced(took_us, now_us);

@@ -144,6 +144,12 @@ impl FooterCache {
         FooterCache { footers: HashMap::new(), bytes: 0, bytes_max, uses: Cell::new(0) }
     }
 
+    /// Bytes of the footers.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     fn next_use(&self) -> u64 {
         self.uses.set(self.uses.get() + 1);
         self.uses.get()

@@ -30,6 +30,7 @@ use crate::counters::Counters;
 use crate::io::arena::PAGE_BYTES;
 use crate::io::{BufferId, Completion, ConnectionId, Errno, Io, Piece, Token};
 use crate::log::segments::{AppendRefusal, Log};
+use crate::metrics::{Distributions, Gauges};
 
 /// Frames smaller than this have a second to arrive, whatever the minimum rate.
 const FRAME_GRACE_US: u64 = 1_000_000;
@@ -87,6 +88,7 @@ pub struct Core<I: Io> {
     pub(super) subscriptions: Subscriptions,
     pub(super) footers: FooterCache,
     pub(super) counters: Counters,
+    pub(super) distributions: Arc<Distributions>,
     pub(super) connections: Connections,
     pub(super) accounts: Accounts,
     serials: u64,
@@ -147,6 +149,7 @@ impl<I: Io> Core<I> {
             subscriptions: Subscriptions::default(),
             footers,
             counters: Counters::default(),
+            distributions: Arc::default(),
             connections: Connections::default(),
             accounts,
             serials: 0,
@@ -249,6 +252,46 @@ impl<I: Io> Core<I> {
         counters
     }
 
+    /// Has the core observe into these from now on.
+    pub fn set_distributions(&mut self, distributions: Arc<Distributions>) {
+        self.distributions = distributions;
+    }
+
+    /// Its figures of the moment: looked up, nothing is walked through but the logs.
+    #[must_use]
+    pub fn gauges(&self) -> Gauges {
+        let memory = self.io.memory();
+        let mut gauges = Gauges {
+            connections: self.connections.len() as u64,
+            subscriptions: self.subscriptions.count() as u64,
+            shards: self.shards.count() as u64,
+            limited_shards: self.shards.limited_count() as u64,
+            produces_open: self.produces.len() as u64,
+            fetches_open: self.fetches.len() as u64,
+            uncommitted_bytes: self.accounts.in_flight_bytes(),
+            logs: self.logs.len() as u64,
+            buffer_bytes: memory.total_bytes() as u64,
+            buffer_free_bytes: memory.free_bytes() as u64,
+            buffer_read_bytes: self.reads.kept_bytes() as u64,
+            buffer_footer_bytes: self.footers.bytes() as u64,
+            ..Gauges::default()
+        };
+        for log in &self.logs {
+            gauges.logs_failed += u64::from(log.failed().is_some());
+            gauges.logs_without_space += u64::from(log.has_no_space());
+            gauges.buffer_tail_bytes += log.cache().bytes() as u64;
+            let (sealed, open) = (log.sealed_count() as u64, u64::from(log.has_open_segment()));
+            let (free, leaving) = (log.free_segments() as u64, log.leaving_count() as u64);
+            gauges.segments_sealed += sealed;
+            gauges.segments_open += open;
+            gauges.segments_free += free;
+            gauges.segments_leaving += leaving;
+            let segments = sealed + open + free + leaving;
+            gauges.segment_bytes += segments * log.identity().segment_bytes;
+        }
+        gauges
+    }
+
     /// What the core asks for; each request once.
     pub fn take_requests(&mut self) -> Vec<CoreRequest> {
         std::mem::take(&mut self.requests)
@@ -318,6 +361,7 @@ impl<I: Io> Core<I> {
         } else if let Some(began_us) = began_us.take() {
             let took_us = self.time.now_us - began_us;
             self.counters.sync_us_max = self.counters.sync_us_max.max(took_us);
+            self.distributions.sync_us.observe(took_us);
             self.accounts.synced(took_us, self.time.now_us);
         }
     }
@@ -371,10 +415,12 @@ impl<I: Io> Core<I> {
         let head = if full { None } else { self.allocate(PAGE_BYTES) };
         match head {
             Some(head) => {
+                self.counters.connections_accepted += 1;
                 self.connections.insert(id, Connection::new(key, head));
                 self.touched.push(id);
             }
             None => {
+                self.counters.connections_refused += 1;
                 tracing::warn!("a connection is refused: the core is at its limit of them");
                 self.io.close(id);
             }

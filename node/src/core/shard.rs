@@ -72,6 +72,8 @@ pub struct Shards {
     all: Vec<Shard>,
     places: HashMap<ShardId, u32>,
     ordered: BTreeMap<ShardId, u32>,
+    /// How many have write limits.
+    limited: usize,
 }
 
 impl Shards {
@@ -110,8 +112,23 @@ impl Shards {
         let place = self.all.len() as u32;
         self.places.insert(shard.id, place);
         self.ordered.insert(shard.id, place);
+        self.limited += usize::from(shard.buckets.is_some());
         self.all.push(shard);
         place
+    }
+
+    /// Gives a shard other write limits, or none.
+    pub fn set_buckets(&mut self, place: u32, buckets: Option<Buckets>) {
+        let shard = &mut self.all[place as usize];
+        self.limited -= usize::from(shard.buckets.is_some());
+        self.limited += usize::from(buckets.is_some());
+        shard.buckets = buckets;
+    }
+
+    /// How many have write limits.
+    #[must_use]
+    pub fn limited_count(&self) -> usize {
+        self.limited
     }
 
     /// The place of a shard.

@@ -350,6 +350,12 @@ impl Log {
         self.sealed.len()
     }
 
+    /// Whether a segment takes appends.
+    #[must_use]
+    pub fn has_open_segment(&self) -> bool {
+        self.open.is_some()
+    }
+
     /// File and base of a segment that has batches.
     ///
     /// # Panics

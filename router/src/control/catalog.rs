@@ -22,6 +22,7 @@ use super::record::{
 use super::store::{
     Change, ChangeSet, Entry, ReadError, Revision, Store, Watch, WatchError, snapshot,
 };
+use crate::metrics::stream::{ConsumerCounts, ShardCounts, StreamCounts};
 
 /// A record, and the revision that put it last: what a change of it must expect.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -45,6 +46,10 @@ pub struct Stream {
     consumers: BTreeMap<String, Arc<Versioned<ConsumerRecord>>>,
     /// Open shards by their first hash key.
     open: Vec<(HashKey, u32)>,
+    counts: Arc<StreamCounts>,
+    /// Of all shards, while the stream has enhanced monitoring.
+    shard_counts: BTreeMap<u32, Arc<ShardCounts>>,
+    consumer_counts: BTreeMap<String, Arc<ConsumerCounts>>,
 }
 
 impl Stream {
@@ -56,6 +61,9 @@ impl Stream {
             shards: BTreeMap::new(),
             consumers: BTreeMap::new(),
             open: Vec::new(),
+            counts: Arc::default(),
+            shard_counts: BTreeMap::new(),
+            consumer_counts: BTreeMap::new(),
         }
     }
 
@@ -127,6 +135,34 @@ impl Stream {
         self.consumers.iter().map(|(name, consumer)| (name.as_str(), &consumer.record))
     }
 
+    /// What is counted of it, since the router began or the stream was created.
+    #[must_use]
+    pub fn counts(&self) -> &StreamCounts {
+        &self.counts
+    }
+
+    /// What is counted of a shard: while shard-level metrics are enabled, since they were.
+    #[must_use]
+    pub fn shard_counts(&self, index: u32) -> Option<&ShardCounts> {
+        self.shard_counts.get(&index).map(Arc::as_ref)
+    }
+
+    /// The same of all its shards, in the order of their indexes.
+    pub fn all_shard_counts(&self) -> impl Iterator<Item = (u32, &ShardCounts)> + '_ {
+        self.shard_counts.iter().map(|(index, counts)| (*index, counts.as_ref()))
+    }
+
+    /// What is counted of a consumer.
+    #[must_use]
+    pub fn consumer_counts(&self, name: &str) -> Option<&Arc<ConsumerCounts>> {
+        self.consumer_counts.get(name)
+    }
+
+    /// The same of all its consumers, in the order of their names.
+    pub fn all_consumer_counts(&self) -> impl Iterator<Item = (&str, &ConsumerCounts)> + '_ {
+        self.consumer_counts.iter().map(|(name, counts)| (name.as_str(), counts.as_ref()))
+    }
+
     /// Whether something is to become of it or of a consumer of it.
     #[must_use]
     pub fn has_work(&self) -> bool {
@@ -140,6 +176,24 @@ impl Stream {
         let open = self.shards.iter().filter(|(_, shard)| shard.record.is_open());
         self.open = open.map(|(index, shard)| (shard.record.range.start, *index)).collect();
         self.open.sort_unstable();
+    }
+
+    /// Has what is counted follow what there is: what stays goes on counting.
+    fn note_counts(&mut self) {
+        if self.record.metrics.is_empty() {
+            self.shard_counts.clear();
+        } else {
+            self.shard_counts.retain(|index, _| self.shards.contains_key(index));
+            for index in self.shards.keys() {
+                self.shard_counts.entry(*index).or_default();
+            }
+        }
+        self.consumer_counts.retain(|name, _| self.consumers.contains_key(name));
+        for name in self.consumers.keys() {
+            if !self.consumer_counts.contains_key(name) {
+                self.consumer_counts.insert(name.clone(), Arc::default());
+            }
+        }
     }
 }
 
@@ -317,6 +371,7 @@ impl Catalog {
             return;
         };
         stream.note_open();
+        stream.note_counts();
         let stream = Arc::new(stream);
         let has_work = stream.has_work();
         if let Some(before) = before.as_ref().filter(|before| before.record.id != stream.record.id)
@@ -347,9 +402,18 @@ fn put(
     };
     match key {
         RecordKey::Stream(name) => {
-            let record = decode_record(bytes, value)?;
+            let record: StreamRecord = decode_record(bytes, value)?;
             match stream {
-                Some(stream) => (stream.record, stream.mod_revision) = (record, mod_revision),
+                Some(stream) if stream.record.id == record.id => {
+                    (stream.record, stream.mod_revision) = (record, mod_revision);
+                }
+                // Of another incarnation nothing was counted.
+                Some(stream) => {
+                    stream.counts = Arc::default();
+                    stream.shard_counts.clear();
+                    stream.consumer_counts.clear();
+                    (stream.record, stream.mod_revision) = (record, mod_revision);
+                }
                 None => *stream = Some(Stream::new(name, record, mod_revision)),
             }
         }

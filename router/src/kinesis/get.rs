@@ -22,6 +22,7 @@ use super::service::{Call, Resource, Service, not_found, parse_stream_arn, read}
 use crate::control::catalog::Stream;
 use crate::control::record::{shard_id, shard_name};
 use crate::control::store::Store;
+use crate::metrics::stream::Read;
 use crate::route::{FetchError, Fetched};
 
 /// Records of an answer, unless a caller wants fewer (API model, `GetRecordsInputLimit`).
@@ -71,11 +72,10 @@ struct Page {
     goes_on: bool,
 }
 
-/// What an answer says beside its records.
+/// An answer, and what is in it.
 struct Outcome {
     body: Vec<u8>,
-    records: usize,
-    bytes: usize,
+    read: Read,
 }
 
 impl<S: Store + Clone> Service<S> {
@@ -110,23 +110,45 @@ impl<S: Store + Clone> Service<S> {
             tags: Some(&stream.record.tags),
         };
         self.authorize_on(call, &call.action(), &asked, None)?;
-        check_readable(&stream)?;
+        let answer = self.get_some(call, &stream, &iterator, &input).await;
+        let read = answer.as_ref().ok().map(|outcome| &outcome.read);
+        stream.counts().note_get_records(call.began.elapsed(), read);
+        if let (Some(read), Some(counts)) = (read, stream.shard_counts(iterator.shard)) {
+            counts.note_read(read);
+        }
+        Ok(ApiResponse::Whole(answer?.body.into()))
+    }
+
+    /// Reads what a caller may have now.
+    async fn get_some(
+        &self,
+        call: &Call,
+        stream: &Stream,
+        iterator: &ShardIterator,
+        input: &GetRecordsInput,
+    ) -> Result<Outcome, ApiError> {
+        check_readable(stream)?;
         if stream.shard(iterator.shard).is_none() {
-            return Err(no_shard(&stream, iterator.shard));
+            return Err(no_shard(stream, iterator.shard));
         }
         let shard = shard_id(stream.id(), iterator.shard);
         if self.settings.limits && !self.reading.limits.admit_read(shard) {
-            return Err(ApiError::throughput_exceeded(throttle_message(&stream, iterator.shard)));
+            stream.counts().note_read_throttled();
+            if let Some(counts) = stream.shard_counts(iterator.shard) {
+                counts.note_read_throttled();
+            }
+            return Err(ApiError::throughput_exceeded(throttle_message(stream, iterator.shard)));
         }
         if input.dry_run {
             return Err(dry_run());
         }
         let limit = input.limit.map_or(RECORDS_MAX, |limit| limit.min(RECORDS_MAX));
-        let answer = self.read_shard(call, &stream, &iterator, limit).await?;
+        let outcome = self.read_shard(call, stream, iterator, limit).await?;
         if self.settings.limits {
-            self.reading.limits.charge(shard, answer.records, answer.bytes);
+            let Read { records, bytes, .. } = outcome.read;
+            self.reading.limits.charge(shard, records as usize, bytes as usize);
         }
-        Ok(ApiResponse::Whole(answer.body.into()))
+        Ok(outcome)
     }
 
     /// Reads a shard from an iterator on and writes the answer.
@@ -195,7 +217,11 @@ impl<S: Store + Clone> Service<S> {
                 break;
             }
         }
-        let (records, bytes) = (pages.records, pages.bytes);
+        let read = Read {
+            records: pages.records as u64,
+            bytes: pages.bytes as u64,
+            behind_ms: pages.millis_behind,
+        };
         let next = match &end {
             Some(_) => None,
             None => {
@@ -204,7 +230,7 @@ impl<S: Store + Clone> Service<S> {
             }
         };
         pages.finish(next.as_deref(), end.as_ref());
-        Ok(Outcome { body, records, bytes })
+        Ok(Outcome { body, read })
     }
 
     /// What a reader is told whose shard cannot be read.

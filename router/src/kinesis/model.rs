@@ -42,6 +42,8 @@ pub struct ShapeId(u16);
 pub struct Operation {
     /// As in the target header, behind the prefix.
     pub name: String,
+    /// Its place among the operations.
+    pub index: usize,
     /// A structure.
     pub input: ShapeId,
     /// A structure; `None` when the answer is empty.
@@ -213,7 +215,8 @@ impl Model {
             .operations
             .0
             .into_iter()
-            .map(|(name, operation)| resolver.operation(name, operation, &shapes))
+            .enumerate()
+            .map(|(index, (name, operation))| resolver.operation(index, name, operation, &shapes))
             .collect::<Result<Vec<_>, _>>()?;
         let operation_by_name =
             operations.iter().enumerate().map(|(index, o)| (o.name.clone(), index)).collect();
@@ -515,6 +518,7 @@ impl Resolver<'_> {
 
     fn operation(
         &self,
+        index: usize,
         name: String,
         raw: RawOperation,
         shapes: &[Shape],
@@ -535,7 +539,7 @@ impl Resolver<'_> {
             let is_stream = |member: &&Member| shapes[usize::from(member.shape.0)].event_stream;
             members.iter().find(is_stream).map(|member| member.shape)
         });
-        Ok(Operation { name, input, output, errors, event_stream })
+        Ok(Operation { name, index, input, output, errors, event_stream })
     }
 }
 

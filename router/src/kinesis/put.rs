@@ -19,13 +19,16 @@ use tokio::time::Instant;
 use super::answers::{EncryptionType, PutRecordsWriter, encode_put_record};
 use super::codec::Encoding;
 use super::error::{ApiError, ErrorKind};
-use super::records::{Entry, decode_put_record, decode_put_records};
+use super::records::{
+    Entry, PutRecordRequest, PutRecordsRequest, decode_put_record, decode_put_records,
+};
 use super::server::ApiResponse;
 use super::service::{Call, Service, not_found};
 use super::sigv4::Authenticator;
 use crate::control::catalog::Stream;
 use crate::control::record::{Encryption, StreamStatus, shard_id, shard_name};
 use crate::control::store::Store;
+use crate::metrics::stream::Written;
 use crate::route::{AppendError, Position, ShardRecords};
 
 /// Data and partition keys of a PutRecords request at most (API reference, PutRecords).
@@ -66,6 +69,14 @@ impl Stored {
     }
 }
 
+/// What became of a call's records.
+struct Outcome {
+    /// Of each, in their order.
+    fates: Vec<Fate>,
+    /// Of all.
+    written: Written,
+}
+
 /// What became of a record.
 #[derive(Clone, Copy, Debug)]
 enum Fate {
@@ -91,16 +102,30 @@ impl<S: Store + Clone> Service<S> {
             request.stream.name.as_deref(),
             request.stream.arn.as_deref(),
         )?;
+        let mut written = Written::default();
+        let answer = self.put_one(call, &stream, request, &mut written).await;
+        stream.counts().note_put_record(call.began.elapsed(), &written);
+        answer
+    }
+
+    async fn put_one(
+        &self,
+        call: &Call,
+        stream: &Stream,
+        request: PutRecordRequest<'_>,
+        written: &mut Written,
+    ) -> Result<ApiResponse, ApiError> {
         if let Some(number) = &request.sequence_number_for_ordering {
-            check_ordering(&stream, number)?;
+            check_ordering(stream, number)?;
         }
         let entries = [request.record];
-        let placed = place(&stream, &entries, None)?;
+        let placed = place(stream, &entries, None)?;
         if request.dry_run {
             return Err(dry_run());
         }
-        let fates = self.store_records(&stream, placed, 1).await;
-        match fates[0] {
+        let outcome = self.store_records(stream, placed, 1).await;
+        *written = outcome.written;
+        match outcome.fates[0] {
             Fate::Stored(stored) => {
                 let mut body = Vec::new();
                 encode_put_record(
@@ -108,12 +133,12 @@ impl<S: Store + Clone> Service<S> {
                     &mut body,
                     &shard_name(stored.shard),
                     &stored.number().to_decimal(),
-                    Some(encryption_type(&stream)),
+                    Some(encryption_type(stream)),
                 );
                 Ok(ApiResponse::Whole(body.into()))
             }
             Fate::Throttled { shard } => {
-                Err(ApiError::throughput_exceeded(throttle_message(&stream, shard)))
+                Err(ApiError::throughput_exceeded(throttle_message(stream, shard)))
             }
             Fate::Failed => Err(ApiError::internal_failure()),
         }
@@ -131,12 +156,27 @@ impl<S: Store + Clone> Service<S> {
             request.stream.name.as_deref(),
             request.stream.arn.as_deref(),
         )?;
-        let placed = place(&stream, &request.records, Some(REQUEST_BYTES_MAX))?;
+        let mut written = Written::default();
+        let answer = self.put_many(call, &stream, &request, &mut written).await;
+        stream.counts().note_put_records(call.began.elapsed(), &written);
+        answer
+    }
+
+    async fn put_many(
+        &self,
+        call: &Call,
+        stream: &Stream,
+        request: &PutRecordsRequest<'_>,
+        written: &mut Written,
+    ) -> Result<ApiResponse, ApiError> {
+        let placed = place(stream, &request.records, Some(REQUEST_BYTES_MAX))?;
         if request.dry_run {
             return Err(dry_run());
         }
-        let fates = self.store_records(&stream, placed, request.records.len()).await;
-        Ok(ApiResponse::Whole(Bytes::from(answer(call.encoding(), &stream, &fates))))
+        let outcome = self.store_records(stream, placed, request.records.len()).await;
+        *written = outcome.written;
+        let body = answer(call.encoding(), stream, &outcome.fates);
+        Ok(ApiResponse::Whole(Bytes::from(body)))
     }
 
     /// The stream of a write, if the caller may write to it and it takes records.
@@ -160,22 +200,28 @@ impl<S: Store + Clone> Service<S> {
         stream: &Stream,
         placed: Vec<Placed<'_>>,
         count: usize,
-    ) -> Vec<Fate> {
+    ) -> Outcome {
         let mut fates = vec![Fate::Failed; count];
+        let mut written = Written::default();
         let deadline = Instant::now() + RESHARD_PATIENCE;
         let mut left = placed;
         while !left.is_empty() {
             // As it is now: its shards may be others than when the call began.
-            let Some(now) = self.ground.catalog.stream_of(stream.id()) else { return fates };
+            let Some(now) = self.ground.catalog.stream_of(stream.id()) else { break };
             let (groups, homeless) = by_shard(&now, left);
             let appends =
                 groups.into_iter().map(|(shard, records)| self.append(&now, shard, records));
             left = homeless;
             for (shard, appended, records) in join_all(appends).await {
+                let mut of_shard = Written::default();
                 for (record, result) in records.into_iter().zip(appended) {
                     match result {
-                        Ok(stored) => fates[record.index] = Fate::Stored(stored),
+                        Ok(stored) => {
+                            of_shard.add_stored(bytes_of(record.entry));
+                            fates[record.index] = Fate::Stored(stored);
+                        }
                         Err(AppendError::Throttled { .. }) => {
+                            of_shard.throttled += 1;
                             fates[record.index] = Fate::Throttled { shard };
                         }
                         Err(error) if is_to_be_dealt_anew(&error) => left.push(record),
@@ -184,6 +230,10 @@ impl<S: Store + Clone> Service<S> {
                         }
                     }
                 }
+                written.add(&of_shard);
+                if let Some(counts) = now.shard_counts(shard) {
+                    counts.note_written(&of_shard);
+                }
             }
             if left.is_empty() || Instant::now() >= deadline {
                 break;
@@ -191,7 +241,8 @@ impl<S: Store + Clone> Service<S> {
             left.sort_unstable_by_key(|record| record.index);
             self.wait_for_other_shards(&now, &left, deadline).await;
         }
-        fates
+        written.failed = count as u64 - written.records - written.throttled;
+        Outcome { fates, written }
     }
 
     /// Appends a shard's records, and says where each stands.
@@ -323,7 +374,7 @@ fn place<'a>(
                  constraint: Member must not be null"
             )));
         }
-        let bytes = entry.data.len() + key_of(entry).len();
+        let bytes = bytes_of(entry);
         if bytes > record_bytes_max {
             return Err(ApiError::invalid_argument(format!(
                 "Record {} has {bytes} bytes with its partition key, which is more than the \
@@ -348,6 +399,11 @@ pub(super) const NO_PARTITION_KEY: &str = "\0";
 
 fn key_of<'a>(entry: &'a Entry<'_>) -> &'a str {
     entry.partition_key.as_deref().unwrap_or(NO_PARTITION_KEY)
+}
+
+/// Bytes of a record as limits count them: data and partition key.
+fn bytes_of(entry: &Entry<'_>) -> usize {
+    entry.data.len() + key_of(entry).len()
 }
 
 fn hash_key_of(stream: &Stream, entry: &Entry<'_>) -> Result<HashKey, ApiError> {

@@ -30,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use api::{Api, ApiRequest, ApiResponse, Protocol};
-pub use counts::ServerCounts;
+pub use counts::{Refusals, ServerCounts};
 pub use events::{EVENTS_BYTES_MAX, EventSendError, EventSender, EventStream, event_channel};
 pub use limits::{ANSWER_BYTES_FREE, BODY_BYTES_MAX, HEAD_BYTES_MAX, HEADERS_MAX};
 pub use limits::{Limits, LimitsError};
@@ -45,8 +45,12 @@ pub const HEALTH_PATH: &str = "/health";
 /// Where `GET` gives metrics.
 pub const METRICS_PATH: &str = "/metrics";
 
+/// How they are encoded: the text format of Prometheus, which has a version of its own.
+pub(crate) const METRICS_CONTENT_TYPE: &str =
+    prometheus_client::encoding::prometheus_text::CONTENT_TYPE;
+
 /// Makes the text for [`METRICS_PATH`], in the text format of Prometheus. It is called for each
-/// request and must not block.
+/// request, on a thread where it may take its time.
 pub type MetricsText = Arc<dyn Fn(&ServerCounts) -> String + Send + Sync>;
 
 /// Connections that the system may keep for the server until it accepts them.
@@ -118,7 +122,7 @@ pub struct Server {
     local_addr: SocketAddr,
     drain: CancellationToken,
     surroundings: Surroundings,
-    counts: Box<dyn Fn() -> ServerCounts + Send + Sync>,
+    counts: Arc<dyn Fn() -> ServerCounts + Send + Sync>,
 }
 
 impl Server {
@@ -144,7 +148,7 @@ impl Server {
         let drain = front.drain.clone();
         let counted = front.clone();
         surroundings.tasks.spawn(accept(listener, front, surroundings.clone()));
-        let counts = Box::new(move || counted.counts());
+        let counts = Arc::new(move || counted.counts());
         Ok(Server { local_addr, drain, surroundings, counts })
     }
 
@@ -156,6 +160,11 @@ impl Server {
     /// What was counted so far.
     pub fn counts(&self) -> ServerCounts {
         (self.counts)()
+    }
+
+    /// Tells what was counted so far, whenever it is asked, for those who do not have the server.
+    pub fn counts_source(&self) -> Arc<dyn Fn() -> ServerCounts + Send + Sync> {
+        self.counts.clone()
     }
 
     /// Comes to an end: takes no more connections and requests, lets what is under way finish

@@ -2,7 +2,7 @@
 //! they may is asked, and the operation's own file does it.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -27,6 +27,7 @@ use crate::control::catalog::{Catalog, Stream};
 use crate::control::nodes::Node;
 use crate::control::record::{RecordKey, StreamName, StreamRecord, encode_record};
 use crate::control::store::{CommitError, Expectation, Revision, Store, Transaction};
+use crate::metrics::operations::OperationCounts;
 use crate::route::{Fetcher, Writer};
 
 /// Times that a change is judged and tried anew when others changed the same record meanwhile.
@@ -80,6 +81,7 @@ pub struct Service<S> {
     /// What is remembered of readers.
     pub(super) reading: Reading,
     rates: CallRates,
+    operation_counts: Arc<OperationCounts>,
 }
 
 /// What something is done to, as policies see it.
@@ -104,6 +106,8 @@ pub struct Call {
     pub protocol: Protocol,
     /// When it came, milliseconds since 1970.
     pub now_ms: u64,
+    /// The same by the clock that measures how long it takes.
+    pub(super) began: Instant,
     /// What policies may ask of.
     context: CallContext,
 }
@@ -148,7 +152,14 @@ impl<S: Store + Clone> Service<S> {
     pub fn new(ground: Ground<S>, settings: ServiceSettings) -> Service<S> {
         let tokens = Tokens::new(ground.store.clone(), ground.now_ms.clone());
         let (reading, rates) = (Reading::default(), CallRates::default());
-        Service { ground, settings, tokens, reading, rates }
+        let operation_counts = Arc::default();
+        Service { ground, settings, tokens, reading, rates, operation_counts }
+    }
+
+    /// What is counted of its operations.
+    #[must_use]
+    pub fn operation_counts(&self) -> Arc<OperationCounts> {
+        self.operation_counts.clone()
     }
 
     /// The stream that a request names, by its name in the caller's own account and region, or by
@@ -317,10 +328,12 @@ impl<S: Store + Clone> Service<S> {
         }
     }
 
-    async fn serve(&self, request: ApiRequest) -> Result<ApiResponse, ApiError> {
-        let operation = model()
-            .operation(&request.operation)
-            .ok_or_else(|| ApiError::unknown_operation(request.operation.clone()))?;
+    async fn serve(
+        &self,
+        operation: &'static Operation,
+        began: Instant,
+        request: ApiRequest,
+    ) -> Result<ApiResponse, ApiError> {
         let now_ms = (self.ground.now_ms)();
         let now = SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(now_ms);
         let caller = self.ground.authenticator.authenticate(&request.head, &request.body, now)?;
@@ -330,6 +343,7 @@ impl<S: Store + Clone> Service<S> {
             operation,
             protocol: request.protocol,
             now_ms,
+            began,
             context: CallContext {
                 source: request.peer.ip(),
                 is_tls: request.is_tls,
@@ -417,7 +431,14 @@ impl<S: Store + Clone> Api for Service<S> {
     }
 
     async fn call(&self, request: ApiRequest) -> Result<ApiResponse, ApiError> {
-        self.serve(request).await
+        let began = Instant::now();
+        let operation = model()
+            .operation(&request.operation)
+            .ok_or_else(|| ApiError::unknown_operation(request.operation.clone()))?;
+        let answer = self.serve(operation, began, request).await;
+        let error = answer.as_ref().err().map(|error| error.kind);
+        self.operation_counts.note(operation, began.elapsed(), error);
+        answer
     }
 }
 

@@ -32,6 +32,7 @@ use crate::control::NowMs;
 use crate::control::catalog::{Catalog, Stream};
 use crate::control::record::{ConsumerStatus, ShardRecord, shard_id, shard_name};
 use crate::control::store::Store;
+use crate::metrics::stream::{ConsumerCounts, Read};
 use crate::route::{FetchError, Fetched, Fetcher, ShardSubscription};
 
 /// How long a subscription lasts (API reference, SubscribeToShard).
@@ -114,9 +115,13 @@ impl<S: Store + Clone> Service<S> {
             consumer_created_ms: found.record.created_ms,
             shard: shard.0,
         };
+        let counts = stream.consumer_counts(&consumer.name).cloned();
+        let counts = counts.expect("the consumer was found in this stream");
         let Some(ticket) = self.reading.subscriptions.begin(key) else {
+            counts.note_rate_exceeded();
             return Err(in_use(&consumer, shard.0));
         };
+        counts.note_subscribed();
         let (sender, events) = event_channel(CLIENT_BYTES_MAX);
         let subscriber = Subscriber {
             catalog: self.ground.catalog.clone(),
@@ -131,6 +136,7 @@ impl<S: Store + Clone> Service<S> {
             place,
             pace: self.settings.limits.then(Pace::new),
             last_event: None,
+            counts,
         };
         tokio::spawn(subscriber.run(sender, ticket));
         Ok(ApiResponse::Events(events))
@@ -173,6 +179,7 @@ struct Subscriber {
     /// None without limits.
     pace: Option<Pace>,
     last_event: Option<Instant>,
+    counts: Arc<ConsumerCounts>,
 }
 
 /// What a subscriber's shard looks like now.
@@ -377,6 +384,7 @@ impl Subscriber {
             sleep_until(pace.admit(bytes)).await;
         }
         let now_ms = (self.now_ms)();
+        let behind_ms = millis_behind(fetched, next, last_ms, now_ms);
         let mut payload = Vec::new();
         let mut writer = RecordsWriter::new(self.encoding, &mut payload);
         writer.reserve(count, bytes);
@@ -387,10 +395,11 @@ impl Subscriber {
                 standing.shard(self.shard),
                 next,
             )),
-            millis_behind_latest: millis_behind(fetched, next, last_ms, now_ms),
+            millis_behind_latest: behind_ms,
             child_shards: &[],
         });
-        self.send(sender, payload).await?;
+        let read = Read { records: count as u64, bytes: bytes as u64, behind_ms };
+        self.send(sender, payload, &read).await?;
         self.place = Place::Offset(next);
         Ok(())
     }
@@ -418,7 +427,7 @@ impl Subscriber {
             millis_behind_latest: 0,
             child_shards: &[],
         });
-        self.send(sender, payload).await
+        self.send(sender, payload, &Read::default()).await
     }
 
     /// Tells that nothing follows, and where to go on.
@@ -432,14 +441,20 @@ impl Subscriber {
                 child_shards,
             });
         });
-        match self.send(sender, payload).await {
+        match self.send(sender, payload, &Read::default()).await {
             Ok(()) => Ok(()),
             Err(Stop::End(end)) => Err(end),
             Err(Stop::Unreadable(_)) => Err(End::Failed(internal_failure())),
         }
     }
 
-    async fn send(&mut self, sender: &EventSender, payload: Vec<u8>) -> Result<(), Stop> {
+    /// Sends an event in which there is so much.
+    async fn send(
+        &mut self,
+        sender: &EventSender,
+        payload: Vec<u8>,
+        read: &Read,
+    ) -> Result<(), Stop> {
         let message: Bytes =
             event(EVENT, self.protocol.content_type(), payload.into()).map_err(|error| {
                 tracing::error!(%error, "an event cannot be sent");
@@ -447,6 +462,7 @@ impl Subscriber {
             })?;
         sender.send(message).await.map_err(|_| Stop::End(End::Quiet))?;
         self.last_event = Some(Instant::now());
+        self.counts.note_event(read);
         Ok(())
     }
 }

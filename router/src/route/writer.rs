@@ -228,6 +228,18 @@ impl Writer {
         Appended { parts }
     }
 
+    /// Bytes of records that may have no answer yet.
+    #[must_use]
+    pub fn bytes_max(&self) -> usize {
+        self.context.config.bytes_max
+    }
+
+    /// Shards for which there are records, or were a moment ago.
+    #[must_use]
+    pub fn shards(&self) -> usize {
+        self.context.lanes().len()
+    }
+
     /// Bytes of records that have no answer yet.
     #[must_use]
     pub fn bytes_under_way(&self) -> usize {

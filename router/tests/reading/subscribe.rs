@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use crate::consumers::register;
 use crate::stream::{create, data_of, iterator, put, put_all, split};
 use crate::support::PATIENCE;
-use crate::support::router::{RouterOptions, TestRouter};
+use crate::support::router::{ACCOUNT, REGION, RouterOptions, TestRouter};
 
 /// A message of an event stream.
 #[derive(Debug)]
@@ -374,4 +374,44 @@ async fn a_shard_does_not_end_before_its_children_are_seen() {
     let output = router.client().call("GetRecords", input).await;
     assert_eq!(output["ChildShards"], last["ChildShards"]);
     assert_eq!(output["NextShardIterator"], Value::Null);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_pushed_is_counted_for_its_consumer() {
+    let router = TestRouter::start().await;
+    create(&router, "s", 1, 1024).await;
+    let consumer = register(&router, "c").await;
+    register(&router, "idle").await;
+    put_all(&router, "s", &[b"one".to_vec(), b"three".to_vec()]).await;
+    let mut subscription = Subscription::begin(&router, &consumer, trim_horizon()).await;
+    assert_eq!(subscription.records(2).await.0.len(), 2);
+    let refused = Subscription::try_begin(&router, &consumer, trim_horizon()).await;
+    assert_eq!(refused.expect_err("one lasts")["__type"], "ResourceInUseException");
+
+    let labels = [("account", ACCOUNT), ("region", REGION), ("stream", "s"), ("consumer", "c")];
+    let started = Instant::now();
+    // An event counts once it is on its way, which may be after its client has it.
+    let shown = loop {
+        let shown = router.metrics().await;
+        if shown.find("thalweg_subscribe_to_shard_event_records_total", &labels) == Some(2.0) {
+            break shown;
+        }
+        assert!(started.elapsed() < PATIENCE, "the event is not counted");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    };
+    let get = |name: &str| shown.get(&format!("thalweg_subscribe_to_shard_{name}"), &labels);
+    assert_eq!((get("success_total"), get("rate_exceeded_total")), (1.0, 1.0));
+    assert_eq!(get("event_bytes_total"), 10.0);
+    assert!(get("event_success_total") >= 1.0);
+    assert_eq!(get("event_millis_behind_latest_count"), get("event_success_total"));
+    assert_eq!(get("event_millis_behind_latest_sum"), 0.0);
+    assert!(shown.names_with("consumer", "idle").is_empty(), "it has not subscribed");
+    assert_eq!(shown.get("thalweg_router_event_streams_open", &[]), 1.0);
+
+    let input = json!({ "ConsumerARN": consumer });
+    router.client().call("DeregisterStreamConsumer", input).await;
+    while !router.metrics().await.names_with("consumer", "c").is_empty() {
+        assert!(started.elapsed() < PATIENCE, "the consumer stays");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }

@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub(crate) mod peer;
+pub(crate) mod prometheus;
 pub(crate) mod router;
 
 use std::collections::BTreeMap;

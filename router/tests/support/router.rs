@@ -25,11 +25,13 @@ use thalweg_router::kinesis::model::model;
 use thalweg_router::kinesis::server::{Server, ServerConfig};
 use thalweg_router::kinesis::service::{Ground, Service, ServiceSettings};
 use thalweg_router::kinesis::sigv4::Authenticator;
+use thalweg_router::metrics::router::RouterCollector;
 use thalweg_router::route::{AnswerMemory, Fetcher, LinkLimits, NodeLinks, Writer, WriterConfig};
 use thalweg_wire::control::ShardLimits;
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
+use super::prometheus::Scrape;
 use super::{BACKOFF, PATIENCE, data_directory};
 
 /// Whose everything is without authentication.
@@ -109,8 +111,9 @@ impl TestRouter {
             .expect("the store can be opened");
 
         let limits = LinkLimits { backoff: BACKOFF, ..LinkLimits::default() };
-        let links = || NodeLinks::new(limits, AnswerMemory::new(64 << 20));
-        let known_node = nodes::Node::new(node.addresses()[0], links());
+        let read_memory = AnswerMemory::new(64 << 20);
+        let command_links = NodeLinks::new(limits, AnswerMemory::new(0));
+        let known_node = nodes::Node::new(node.addresses()[0], command_links);
         known_node.learn().await.expect("the node tells what it has");
         let (catalog, watch) = Catalog::open(&store).await.expect("the store can be read");
         let ahead_ms = Arc::new(AtomicU64::new(0));
@@ -134,7 +137,8 @@ impl TestRouter {
         let config = WriterConfig { link: limits, patience: PATIENCE, ..WriterConfig::default() };
         let writer = Writer::new(known_node.clone(), config);
         let read_routes = Arc::new(nodes::ReadRoutes(known_node.clone()));
-        let fetcher = Fetcher::new(read_routes, links(), Duration::from_secs(10));
+        let read_links = NodeLinks::new(limits, read_memory.clone());
+        let fetcher = Fetcher::new(read_routes, read_links, Duration::from_secs(10));
         let authenticator = match &options.credentials {
             None => Authenticator::open(ACCOUNT, REGION).expect("an account"),
             Some(text) => Authenticator::new(
@@ -151,9 +155,16 @@ impl TestRouter {
             now_ms: now_ms.clone(),
         };
         let service = Service::new(ground, options.service);
+        let shown = RouterCollector {
+            operations: service.operation_counts(),
+            catalog: catalog.clone(),
+            writer: writer.clone(),
+            read_memory,
+        };
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));
-        let server =
-            Server::start(ServerConfig::plain(listen), service).expect("the server starts");
+        let metrics = Some(shown.into_text(Vec::new()));
+        let config = ServerConfig { metrics, ..ServerConfig::plain(listen) };
+        let server = Server::start(config, service).expect("the server starts");
         TestRouter {
             directory: Some(directory),
             node: Some(node),
@@ -189,6 +200,17 @@ impl TestRouter {
 
     pub(crate) fn address(&self) -> SocketAddr {
         self.server.local_addr()
+    }
+
+    /// What it shows of itself, held against the format.
+    pub(crate) async fn metrics(&self) -> Scrape {
+        let (status, text) = get_metrics(self.address()).await;
+        assert_eq!(status, 200, "{text}");
+        Scrape::parse(&text).unwrap_or_else(|wrong| panic!("{wrong} in\n{text}"))
+    }
+
+    pub(crate) fn node(&self) -> &Node {
+        self.node.as_ref().expect("it runs until the end")
     }
 
     /// Moves the router's clock on. The node's stays as it is.
@@ -233,6 +255,21 @@ impl Drop for TestRouter {
     fn drop(&mut self) {
         self.end();
     }
+}
+
+/// Asks for metrics; answers status and text.
+pub(crate) async fn get_metrics(address: SocketAddr) -> (u16, String) {
+    let socket = TcpStream::connect(address).await.expect("the server listens");
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(socket)).await.expect("HTTP/1.1");
+    let carrier = tokio::spawn(connection);
+    let request = hyper::Request::get("/metrics").header("host", "localhost");
+    let request = request.body(Full::new(Bytes::new())).expect("a request");
+    let answer = sender.send_request(request).await.expect("an answer comes");
+    let status = answer.status().as_u16();
+    let body = answer.into_body().collect().await.expect("the answer is whole").to_bytes();
+    carrier.abort();
+    (status, String::from_utf8(body.to_vec()).expect("the answer is text"))
 }
 
 fn machine_ms() -> u64 {

@@ -1,10 +1,12 @@
 //! What is checked of a request, in which order, and how answers look.
 
-use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use thalweg_router::kinesis::server::{Limits, ServerCounts};
 
-use crate::support::{Answer, Served, request, request_with};
+use crate::support::{Answer, PATIENCE, Served, request, request_with};
 
 const UNDETERMINED: &str = "<AccessDeniedException>\n  <Message>Unable to determine \
     service/operation name to be authorized</Message>\n</AccessDeniedException>\n";
@@ -212,6 +214,53 @@ async fn health_and_metrics_are_there_for_those_who_look_after_the_server() {
     assert!(metrics.header("content-type").starts_with("text/plain; version=0.0.4"));
     served.api.gate.add_permits(1);
     assert_eq!(busy.answer().await.status, 200);
+}
+
+/// A text may have megabytes, and takes its time: who asks often does not fill the memory.
+#[tokio::test]
+async fn only_some_get_metrics_at_a_time() {
+    const PLACES: usize = 2;
+    let (gate, wait) = std::sync::mpsc::channel::<()>();
+    let (wait, began) = (Mutex::new(wait), Arc::new(AtomicUsize::new(0)));
+    let seen = began.clone();
+    let served = Served::start_with(|config| {
+        config.metrics = Some(Arc::new(move |_: &ServerCounts| {
+            seen.fetch_add(1, Relaxed);
+            let told = wait.lock().expect("nobody panics with it").recv();
+            format!("{told:?}\n")
+        }));
+    });
+    let request = "GET /metrics HTTP/1.1\r\nhost: a\r\n\r\n";
+    let mut clients = Vec::new();
+    for _ in 0..PLACES {
+        let mut client = served.connect().await;
+        client.send(request).await;
+        clients.push(client);
+    }
+    let all = |_: &ServerCounts| began.load(Relaxed) == PLACES;
+    served.until("as many as may be", all).await;
+    // Nobody who calls the API waits for them.
+    let mut client = served.connect().await;
+    assert_eq!(client.call("Echo", "body").await.text(), "body");
+    client.send(request).await;
+    assert_eq!(client.answer().await.status, 503);
+    (0..PLACES).for_each(|_| gate.send(()).expect("it is waited for"));
+    for mut waiting in clients {
+        let answer = waiting.answer().await;
+        assert_eq!((answer.status, answer.text()), (200, "Ok(())\n"));
+    }
+    // A place is free a moment after its text was taken.
+    gate.send(()).expect("it can be told before");
+    let started = Instant::now();
+    loop {
+        client.send(request).await;
+        match client.answer().await.status {
+            200 => break,
+            status => assert_eq!(status, 503),
+        }
+        assert!(started.elapsed() < PATIENCE, "no place becomes free");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
 }
 
 #[tokio::test]

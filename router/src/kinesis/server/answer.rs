@@ -216,9 +216,8 @@ pub(super) fn plain(
     content_type: &'static str,
     text: String,
     exchange: Arc<Exchange>,
-    under_way: UnderWay,
+    holding: Holding,
 ) -> Response<AnswerBody> {
-    let holding = Holding::only(under_way);
     let mut response = Response::new(AnswerBody::whole(text.into(), exchange, holding));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));

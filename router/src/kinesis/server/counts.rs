@@ -1,6 +1,7 @@
 //! What a server counts, for its metrics.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use crate::kinesis::error::ErrorKind;
+use crate::metrics::Counter;
 
 /// A server's counters at one time. Those without another unit count from the start on.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -20,6 +21,8 @@ pub struct ServerCounts {
     pub requests_open: u64,
     /// Requests that were answered with 503 for want of room.
     pub requests_refused: u64,
+    /// Requests that the server itself refused, those among them.
+    pub refusals: Refusals,
     /// Event streams that are open.
     pub event_streams_open: u64,
     /// Bytes of bodies in memory.
@@ -28,26 +31,56 @@ pub struct ServerCounts {
     pub answers_bytes: u64,
 }
 
+/// How many requests a server itself refused, by the type of the error: before the API was asked,
+/// or because it did not answer in time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refusals([u64; ErrorKind::ALL.len()]);
+
+impl Default for Refusals {
+    fn default() -> Refusals {
+        Refusals([0; ErrorKind::ALL.len()])
+    }
+}
+
+impl Refusals {
+    /// Each type, and how many.
+    pub fn by_kind(&self) -> impl Iterator<Item = (ErrorKind, u64)> + '_ {
+        ErrorKind::ALL.iter().copied().zip(self.0)
+    }
+}
+
 /// The counters that are no one else's.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Counters {
     pub(super) connections_accepted: Counter,
     pub(super) connections_refused: Counter,
     pub(super) clients_cut: Counter,
     pub(super) requests: Counter,
     pub(super) requests_refused: Counter,
+    /// By [`ErrorKind`].
+    refusals: [Counter; ErrorKind::ALL.len()],
 }
 
-/// A number that only rises.
-#[derive(Debug, Default)]
-pub(super) struct Counter(AtomicU64);
+impl Default for Counters {
+    fn default() -> Counters {
+        Counters {
+            connections_accepted: Counter::default(),
+            connections_refused: Counter::default(),
+            clients_cut: Counter::default(),
+            requests: Counter::default(),
+            requests_refused: Counter::default(),
+            refusals: std::array::from_fn(|_| Counter::default()),
+        }
+    }
+}
 
-impl Counter {
-    pub(super) fn add_one(&self) -> u64 {
-        self.0.fetch_add(1, Relaxed) + 1
+impl Counters {
+    /// The server itself refused a request.
+    pub(super) fn note_refusal(&self, kind: ErrorKind) {
+        self.refusals[kind as usize].add_one();
     }
 
-    pub(super) fn get(&self) -> u64 {
-        self.0.load(Relaxed)
+    pub(super) fn refusals(&self) -> Refusals {
+        Refusals(std::array::from_fn(|place| self.refusals[place].get()))
     }
 }

@@ -24,7 +24,13 @@ use super::events::EventStream;
 use super::exchange::{EXCHANGE, Exchange, UnderWay};
 use super::intake::{Failed, Intake, IntakeError, discard};
 use super::limits::{ANSWER_BYTES_FREE, HEADERS_MAX, Limits};
-use super::{HEALTH_PATH, METRICS_PATH, MetricsText};
+use super::{HEALTH_PATH, METRICS_CONTENT_TYPE, METRICS_PATH, MetricsText};
+
+/// Texts of metrics in memory at a time, made or being taken: some kilobytes for each stream in use.
+/// Two servers of Prometheus that stand in for each other need no more.
+const METRICS_TEXTS_MAX: usize = 2;
+
+const TEXT: &str = "text/plain; charset=utf-8";
 
 /// The service's name before the operation in `X-Amz-Target`.
 const TARGET_PREFIX: &str = "Kinesis_20131202.";
@@ -41,6 +47,7 @@ pub(super) struct Front<A> {
     requests: Arc<Semaphore>,
     event_streams: Arc<Semaphore>,
     answers: Arc<Semaphore>,
+    metrics_texts: Arc<Semaphore>,
     intake: Intake,
 }
 
@@ -62,6 +69,7 @@ impl<A: Api> Front<A> {
             requests: Arc::new(Semaphore::new(limits.requests_max)),
             event_streams: Arc::new(Semaphore::new(limits.event_streams_max)),
             answers: Arc::new(Semaphore::new(limits.answers_bytes_max)),
+            metrics_texts: Arc::new(Semaphore::new(METRICS_TEXTS_MAX)),
             intake: Intake::new(&limits),
             limits,
         }
@@ -77,6 +85,7 @@ impl<A: Api> Front<A> {
             requests: self.counters.requests.get(),
             requests_open: used(self.limits.requests_max, &self.requests),
             requests_refused: self.counters.requests_refused.get(),
+            refusals: self.counters.refusals(),
             event_streams_open: used(self.limits.event_streams_max, &self.event_streams),
             bodies_bytes: self.intake.bytes_used() as u64,
             answers_bytes: used(self.limits.answers_bytes_max, &self.answers),
@@ -92,8 +101,12 @@ impl<A: Api> Front<A> {
         let exchange = EXCHANGE.with(Arc::clone);
         let under_way = UnderWay::new(exchange.activity().clone());
         let (head, mut body) = request.into_parts();
-        if let Some((status, content_type, text)) = self.inspect(&head) {
-            return Ok(plain(status, content_type, text, exchange, under_way));
+        match self.inspect(&head) {
+            Some(Inspected::Health) => return Ok(self.health(exchange, under_way)),
+            Some(Inspected::Metrics(metrics)) => {
+                return Ok(self.metrics(metrics, exchange, under_way).await);
+            }
+            None => {}
         }
         self.counters.requests.add_one();
         let ids = RequestIds::new();
@@ -123,6 +136,7 @@ impl<A: Api> Front<A> {
                 }
             }
             Err(error) => {
+                self.counters.note_refusal(error.kind);
                 let is_connection_usable = self.discard(&head, &mut body).await;
                 // Who does not say what is wanted gets XML, whatever the content type.
                 let is_undetermined = error.kind == ErrorKind::OperationUndetermined;
@@ -138,24 +152,53 @@ impl<A: Api> Front<A> {
         Ok(response)
     }
 
-    /// What is for those who look after the server: counted as no request, bound by no place.
-    fn inspect(&self, head: &request::Parts) -> Option<(StatusCode, &'static str, String)> {
+    /// What is for those who look after the server: counted as no request.
+    fn inspect(&self, head: &request::Parts) -> Option<Inspected> {
         if !matches!(head.method, Method::GET | Method::HEAD) {
             return None;
         }
-        let text = "text/plain; charset=utf-8";
         match head.uri.path() {
-            HEALTH_PATH if self.drain.is_cancelled() => {
-                Some((StatusCode::SERVICE_UNAVAILABLE, text, "draining\n".to_owned()))
-            }
-            HEALTH_PATH => Some((StatusCode::OK, text, "ok\n".to_owned())),
-            METRICS_PATH => {
-                let metrics = self.metrics.as_ref()?;
-                // The text format of Prometheus has a version of its own.
-                let content_type = "text/plain; version=0.0.4; charset=utf-8";
-                Some((StatusCode::OK, content_type, metrics(&self.counts())))
-            }
+            HEALTH_PATH => Some(Inspected::Health),
+            METRICS_PATH => self.metrics.clone().map(Inspected::Metrics),
             _ => None,
+        }
+    }
+
+    fn health(&self, exchange: Arc<Exchange>, under_way: UnderWay) -> Response<AnswerBody> {
+        let (status, text) = match self.drain.is_cancelled() {
+            true => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+            false => (StatusCode::OK, "ok\n"),
+        };
+        plain(status, TEXT, text.to_owned(), exchange, Holding::only(under_way))
+    }
+
+    /// The metrics. The text is made where it may take its time: of many streams there is much to
+    /// write, and who calls the API does not wait for it.
+    async fn metrics(
+        &self,
+        metrics: MetricsText,
+        exchange: Arc<Exchange>,
+        under_way: UnderWay,
+    ) -> Response<AnswerBody> {
+        let busy = StatusCode::SERVICE_UNAVAILABLE;
+        let Ok(place) = self.metrics_texts.clone().try_acquire_owned() else {
+            let text = "too many ask for metrics at a time\n".to_owned();
+            return plain(busy, TEXT, text, exchange, Holding::only(under_way));
+        };
+        let counts = self.counts();
+        // Made to its end though nobody waits for it any more: until then it has its place.
+        let made = tokio::task::spawn_blocking(move || (metrics(&counts), place)).await;
+        match made {
+            Ok((text, place)) => {
+                let holding = Holding { under_way, place: Some(place), room: None };
+                plain(StatusCode::OK, METRICS_CONTENT_TYPE, text, exchange, holding)
+            }
+            Err(error) => {
+                tracing::error!(%error, "metrics could not be written");
+                let text = "metrics could not be written\n".to_owned();
+                let failed = StatusCode::INTERNAL_SERVER_ERROR;
+                plain(failed, TEXT, text, exchange, Holding::only(under_way))
+            }
         }
     }
 
@@ -229,7 +272,9 @@ impl<A: Api> Front<A> {
         let answered = answered.unwrap_or_else(|_| {
             let request_id = &ids.request_id;
             tracing::error!(request_id, "the API did not answer in time");
-            Err(ApiError::internal_failure())
+            let error = ApiError::internal_failure();
+            self.counters.note_refusal(error.kind);
+            Err(error)
         });
         let response = answered.map_err(Refused::of_usable_connection)?;
         self.outcome(response, place).map_err(Refused::of_usable_connection)
@@ -264,7 +309,9 @@ impl<A: Api> Front<A> {
 
     fn no_room(&self, message: &str) -> ApiError {
         self.counters.requests_refused.add_one();
-        ApiError::service_unavailable(message)
+        let error = ApiError::service_unavailable(message);
+        self.counters.note_refusal(error.kind);
+        error
     }
 
     fn not_received(&self, failed: Failed) -> Refused {
@@ -274,13 +321,21 @@ impl<A: Api> Front<A> {
             IntakeError::TooLarge { .. } | IntakeError::Broken(_) => 0,
         };
         let is_connection_usable = failed.is_connection_usable;
-        Refused { error: failed.error.into(), is_connection_usable }
+        let error = ApiError::from(failed.error);
+        self.counters.note_refusal(error.kind);
+        Refused { error, is_connection_usable }
     }
 
     /// Lets go of the body of a refused request. Tells whether the connection is still of use.
     async fn discard(&self, head: &request::Parts, body: &mut Incoming) -> bool {
         discard(body, &self.limits, head.headers.contains_key(EXPECT)).await
     }
+}
+
+/// What those ask for who look after the server.
+enum Inspected {
+    Health,
+    Metrics(MetricsText),
 }
 
 /// What a head asks for.
