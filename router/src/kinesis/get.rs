@@ -127,7 +127,7 @@ impl<S: Store + Clone> Service<S> {
         let index = iterator.shard;
         let source = RecordSource::new(stream, index).ok_or_else(|| no_shard(stream, index))?;
         let mut body = Vec::new();
-        let mut pages = Pages::new(call.encoding(), &mut body, source, limit, iterator.place);
+        let mut pages = Pages::new(call.encoding, &mut body, source, limit, iterator.place);
         let mut end = pages.end(stream, index);
         let (mut fetches, mut trims) = (0, 0);
         while end.is_none() && fetches < FETCHES_MAX {

@@ -82,7 +82,7 @@ impl<S: Store + Clone> Service<S> {
         call: &Call,
         body: &[u8],
     ) -> Result<ApiResponse, ApiError> {
-        let request = decode_put_record(call.encoding(), body)?;
+        let request = decode_put_record(call.encoding, body)?;
         let stream = self.stream_to_write(
             call,
             request.stream.name.as_deref(),
@@ -101,7 +101,7 @@ impl<S: Store + Clone> Service<S> {
             Fate::Stored(stored) => {
                 let mut body = Vec::new();
                 encode_put_record(
-                    call.encoding(),
+                    call.encoding,
                     &mut body,
                     &shard_name(stored.shard),
                     &stored.number().to_decimal(),
@@ -122,7 +122,7 @@ impl<S: Store + Clone> Service<S> {
         call: &Call,
         body: &[u8],
     ) -> Result<ApiResponse, ApiError> {
-        let request = decode_put_records(call.encoding(), body)?;
+        let request = decode_put_records(call.encoding, body)?;
         let stream = self.stream_to_write(
             call,
             request.stream.name.as_deref(),
@@ -135,7 +135,7 @@ impl<S: Store + Clone> Service<S> {
         let fates = self.store_records(&stream, placed, request.records.len()).await;
         let mut body = Vec::with_capacity(64 + fates.len() * 160);
         let mut numbers = DecimalWriter::new();
-        let mut writer = PutRecordsWriter::new(call.encoding(), &mut body);
+        let mut writer = PutRecordsWriter::new(call.encoding, &mut body);
         for fate in &fates {
             match *fate {
                 Fate::Stored(stored) => {

@@ -10,14 +10,14 @@ use thalweg_wire::limits::SHARD_BYTES_PER_S;
 
 use super::call_rates::CallRates;
 use super::check::check_output;
-use super::codec;
+use super::codec::{self, Encoding};
 use super::consumers;
 use super::error::{ApiError, ErrorKind};
 use super::iterators;
 use super::model::{Operation, model};
 use super::policy::{Context, Policy, Request, Tags};
 use super::reading::Reading;
-use super::server::{Api, ApiRequest, ApiResponse, Protocol};
+use super::server::{Api, ApiRequest, ApiResponse};
 use super::sigv4::{AuthError, Authenticator, Caller};
 use super::token::Tokens;
 use super::validate::{Invalid, validate_input};
@@ -101,7 +101,7 @@ pub struct Call {
     /// The operation.
     pub operation: &'static Operation,
     /// The encoding of body and answer.
-    pub protocol: Protocol,
+    pub encoding: Encoding,
     /// When it came, milliseconds since 1970.
     pub now_ms: u64,
     /// What policies may ask of.
@@ -120,15 +120,6 @@ impl Call {
     #[must_use]
     pub fn action(&self) -> String {
         format!("kinesis:{}", self.operation.name)
-    }
-
-    /// The encoding of body and answer, as the codecs name it.
-    #[must_use]
-    pub fn encoding(&self) -> codec::Encoding {
-        match self.protocol {
-            Protocol::Json => codec::Encoding::Json,
-            Protocol::Cbor => codec::Encoding::Cbor,
-        }
     }
 
     /// A stream of the caller's account and region.
@@ -328,7 +319,7 @@ impl<S: Store + Clone> Service<S> {
         let call = Call {
             caller,
             operation,
-            protocol: request.protocol,
+            encoding: request.encoding,
             now_ms,
             context: CallContext {
                 source: request.peer.ip(),
@@ -390,7 +381,7 @@ impl<S: Store + Clone> Service<S> {
     /// A request's body, read and held against the model.
     pub(super) fn input(&self, call: &Call, body: &[u8]) -> Result<Value, ApiError> {
         let shape = model().shape(call.operation.input);
-        let input = codec::decode(call.encoding(), shape, body)?;
+        let input = codec::decode(call.encoding, shape, body)?;
         validate_input(call.operation, &input)?;
         Ok(input)
     }
@@ -403,7 +394,7 @@ impl<S: Store + Clone> Service<S> {
         }
         let Some(output) = output else { return Ok(ApiResponse::Whole(bytes::Bytes::new())) };
         let shape = call.operation.output.map(|shape| model().shape(shape));
-        let body = codec::encode(call.encoding(), shape, &output).map_err(|error| {
+        let body = codec::encode(call.encoding, shape, &output).map_err(|error| {
             tracing::error!(operation = %call.operation.name, %error, "an answer is no answer");
             ApiError::internal_failure()
         })?;
