@@ -1,11 +1,12 @@
-//! Writes the inputs that the corpus begins with: one of every frame, and the golden files.
+//! Writes the inputs that the corpus begins with: one of every frame, the golden files, and what the
+//! modules of the front door have for themselves.
 //! `cargo run --bin seeds` in `fuzz/`; what fuzzing added to the corpus stays.
 
 use std::path::Path;
 use std::{fs, io};
 
 use thalweg_fuzz::files::FILE_BYTES;
-use thalweg_fuzz::{batch, footer, frame, segment};
+use thalweg_fuzz::{batch, body, event, footer, frame, policy, segment, signature, token};
 use thalweg_node::config::BLOCK_BYTES;
 use thalweg_node::io::sim::SimRandom;
 use thalweg_node::log::footer::encode_footer;
@@ -104,6 +105,19 @@ fn main() -> io::Result<()> {
             footer::REPAIR_CHECKSUMS,
             &footer_of(batches),
         )?;
+    }
+    for (target, seeds) in [
+        ("body", body::seeds()),
+        ("signature", signature::seeds()),
+        ("token", token::seeds()),
+        ("policy", policy::seeds()),
+        ("event", event::seeds()),
+    ] {
+        let directory = corpus.join(target);
+        fs::create_dir_all(&directory)?;
+        for (name, input) in seeds {
+            fs::write(directory.join(format!("seed-{name}")), input)?;
+        }
     }
     Ok(())
 }
