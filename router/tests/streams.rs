@@ -319,6 +319,51 @@ async fn counts_are_limited() {
     assert_eq!(limits["OpenShardCount"], 0);
 }
 
+/// Without the limits of accounts, a count of shards went up to 2^31, and its stream was never
+/// made: a stream has a million shards at most.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_has_a_million_shards_at_most() {
+    let router = TestRouter::start().await;
+    let client = router.client();
+    let limit = "LimitExceededException";
+    router.create_stream("s", 1).await;
+    let on_demand = json!({ "StreamMode": "ON_DEMAND" });
+    let input = json!({ "StreamName": "d", "StreamModeDetails": on_demand });
+    client.call("CreateStream", input).await;
+    client.wait_until_active("d").await;
+    let commitment = json!({ "MinimumThroughputBillingCommitment": { "Status": "ENABLED" } });
+    client.call("UpdateAccountSettings", commitment).await;
+    let arn = "arn:aws:kinesis:us-east-1:123456789012:stream/d";
+    for count in [1_000_001, i32::MAX] {
+        for (operation, input) in [
+            ("CreateStream", json!({ "StreamName": "n", "ShardCount": count })),
+            (
+                "CreateStream",
+                json!({ "StreamName": "n", "StreamModeDetails": on_demand,
+                    "WarmThroughputMiBps": count }),
+            ),
+            (
+                "UpdateShardCount",
+                json!({ "StreamName": "s", "TargetShardCount": count,
+                    "ScalingType": "UNIFORM_SCALING" }),
+            ),
+            (
+                "UpdateStreamWarmThroughput",
+                json!({ "StreamName": "d", "WarmThroughputMiBps": count }),
+            ),
+            (
+                "UpdateStreamMode",
+                json!({ "StreamARN": arn, "StreamModeDetails": on_demand,
+                    "WarmThroughputMiBps": count }),
+            ),
+        ] {
+            let message = client.fail(operation, input, limit).await;
+            let told = format!("would have {count} open shards, and a stream has 1000000 at most");
+            assert!(message.contains(&told), "{operation}: {message}");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn five_streams_are_created_at_a_time_however_many_ask_at_once() {
     let options = RouterOptions { reconciles: false, ..limited() };

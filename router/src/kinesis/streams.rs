@@ -11,7 +11,7 @@ use thalweg_wire::ids::StreamId;
 
 use super::codec::timestamp;
 use super::error::{ApiError, ErrorKind};
-use super::quota::Usage;
+use super::quota::{Usage, check_stream_shards};
 use super::service::{Call, Resource, SHARD_MIBPS, Service, not_found, read};
 use super::shard_view::{describe_shard, shown_open_shards, shown_shards};
 use super::tags::{TAGS_MAX, check_new_tags};
@@ -159,6 +159,7 @@ impl<S: Store + Clone> Service<S> {
             self.authorize_on(call, &action, &asked, Some(&request.tags))?;
         }
         let shards = request.shards()?;
+        check_stream_shards(&name, u64::from(shards))?;
         let told = format!("stream {} under account {}", name.name, name.account_id);
         check_new_tags(&request.tags, &told)?;
         if let Some(mibps) = request.warm_mibps {
