@@ -8,7 +8,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use serde_json::Value;
 use thalweg_router::kinesis::policy::{
-    Context, Decision, Policy, PolicyKind, Request, Tags, evaluate,
+    Context, Decision, Policy, PolicyKind, Request, RequestTags, Tags, evaluate,
 };
 use thalweg_router::kinesis::principal::Principal;
 
@@ -110,7 +110,7 @@ impl Asked<'_> {
             source_ip: Some([192, 0, 2, 7].into()),
             user_agent: Some("aws-cli"),
             principal_tags: Some(&TAGS),
-            request_tags: Some(&TAGS),
+            request_tags: RequestTags::Tags(&TAGS),
             ..Context::new(UNIX_EPOCH + Duration::from_secs(1_795_521_600), "us-east-1")
         };
         evaluate(&Request {

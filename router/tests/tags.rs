@@ -101,6 +101,10 @@ user = "tagger"
 policies = ['''{"Statement": [
     {"Effect": "Allow", "Action": "kinesis:AddTagsToStream", "Resource": "*",
      "Condition": {"StringEquals": {"aws:RequestTag/team": "red"}}},
+    {"Effect": "Allow", "Action": ["kinesis:UntagResource", "kinesis:RemoveTagsFromStream"],
+     "Resource": "*", "Condition": {
+        "ForAnyValue:StringEquals": {"aws:TagKeys": ["temporary", "shared"]},
+        "StringEqualsIfExists": {"aws:RequestTag/shared": "yes"}}},
     {"Effect": "Allow", "Action": "kinesis:ListShards", "Resource": "*",
      "Condition": {"StringEquals": {"aws:ResourceTag/team": "red"}}}
 ]}''']
@@ -181,4 +185,12 @@ async fn tags_decide_where_policies_ask_for_them() {
     tagger.call("ListShards", list.clone()).await;
     owner.call("AddTagsToStream", add("blue")).await;
     tagger.fail("ListShards", list, DENIED).await;
+    // What removes tags names their keys, and no value that a condition could be held against.
+    let untag = |key: &str| json!({ "ResourceARN": STREAM, "TagKeys": [key] });
+    tagger.fail("UntagResource", untag("team"), DENIED).await;
+    tagger.call("UntagResource", untag("temporary")).await;
+    tagger.call("UntagResource", untag("shared")).await;
+    let remove = |key: &str| json!({ "StreamName": "orders", "TagKeys": [key] });
+    tagger.fail("RemoveTagsFromStream", remove("team"), DENIED).await;
+    tagger.call("RemoveTagsFromStream", remove("shared")).await;
 }

@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::codec::{timestamp, timestamp_ms};
 use super::error::{ApiError, ErrorKind};
+use super::policy::RequestTags;
 use super::resource::ResourceName;
 use super::service::{
     CHANGE_ATTEMPTS_MAX, Call, Resource, Service, not_active, not_found, parse_stream_arn, read,
@@ -186,7 +187,12 @@ impl<S: Store + Clone> Service<S> {
             let arn = record.arn(&stream.name, name);
             let account_id = &stream.name.account_id;
             let asked = Resource { arn: &arn, account_id, policy: None, tags: None };
-            self.authorize_on(call, "kinesis:TagResource", &asked, Some(&record.tags))?;
+            self.authorize_on(
+                call,
+                "kinesis:TagResource",
+                &asked,
+                RequestTags::Tags(&record.tags),
+            )?;
         }
         for _ in 0..CHANGE_ATTEMPTS_MAX {
             let most = self.consumers_max(&stream).await?;
@@ -346,7 +352,7 @@ impl<S: Store + Clone> Service<S> {
             tags: consumer.as_ref().map(|found| &found.record.tags),
         };
         // Who may not ask does not learn whether there is such a consumer.
-        self.authorize_on(call, &call.action(), &asked, None)?;
+        self.authorize_on(call, &call.action(), &asked, RequestTags::Nothing)?;
         match (stream, consumer) {
             (Some(stream), Some(consumer)) => {
                 Ok(FoundConsumer { stream, name: name.clone(), consumer })

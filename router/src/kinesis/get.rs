@@ -12,6 +12,7 @@ use super::answers::{ChildShardView, GetRecordsEnd, RecordsWriter};
 use super::codec::Encoding;
 use super::error::ApiError;
 use super::iterators::{Place, ShardIterator, check_readable, no_shard, read_failure};
+use super::policy::RequestTags;
 use super::put::{dry_run, throttle_message};
 use super::reading::{Children, RecordSource, millis_behind, record_bytes};
 use super::server::ApiResponse;
@@ -96,7 +97,7 @@ impl<S: Store + Clone> Service<S> {
             policy: stream.record.policy.as_deref(),
             tags: Some(&stream.record.tags),
         };
-        self.authorize_on(call, &call.action(), &asked, None)?;
+        self.authorize_on(call, &call.action(), &asked, RequestTags::Nothing)?;
         check_readable(&stream)?;
         if stream.shard(iterator.shard).is_none() {
             return Err(no_shard(&stream, iterator.shard));

@@ -15,7 +15,7 @@ use super::consumers;
 use super::error::{ApiError, ErrorKind};
 use super::iterators;
 use super::model::{Operation, model};
-use super::policy::{Context, Policy, Request, Tags};
+use super::policy::{Context, Policy, Request, RequestTags, Tags};
 use super::reading::Reading;
 use super::server::{Api, ApiRequest, ApiResponse};
 use super::sigv4::{AuthError, Authenticator, Caller};
@@ -198,7 +198,7 @@ impl<S: Store + Clone> Service<S> {
             tags: record.map(|record| &record.tags),
         };
         // Who may not ask does not learn whether there is such a stream.
-        self.authorize_on(call, &call.action(), &asked, None)?;
+        self.authorize_on(call, &call.action(), &asked, RequestTags::Nothing)?;
         stream.ok_or_else(|| not_found(&name))
     }
 
@@ -217,10 +217,10 @@ impl<S: Store + Clone> Service<S> {
     ) -> Result<(), ApiError> {
         let asked =
             Resource { arn: resource_arn, account_id: resource_account, policy, tags: None };
-        self.authorize_on(call, action, &asked, None)
+        self.authorize_on(call, action, &asked, RequestTags::Nothing)
     }
 
-    /// The same of a resource that has tags, or a request that carries some.
+    /// The same of a resource that has tags, or a request that says something of some.
     ///
     /// # Errors
     /// AccessDeniedException, with the service's message.
@@ -229,7 +229,7 @@ impl<S: Store + Clone> Service<S> {
         call: &Call,
         action: &str,
         resource: &Resource<'_>,
-        request_tags: Option<&Tags>,
+        request_tags: RequestTags<'_>,
     ) -> Result<(), ApiError> {
         let policy = resource.policy.map(Policy::parse_resource).transpose().map_err(|error| {
             tracing::error!(arn = resource.arn, %error, "a recorded policy cannot be read");

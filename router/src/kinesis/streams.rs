@@ -11,6 +11,7 @@ use thalweg_wire::ids::StreamId;
 
 use super::codec::timestamp;
 use super::error::{ApiError, ErrorKind};
+use super::policy::RequestTags;
 use super::quota::{Usage, check_stream_shards};
 use super::service::{Call, Resource, SHARD_MIBPS, Service, not_found, read};
 use super::shard_view::{describe_shard, shown_open_shards, shown_shards};
@@ -156,7 +157,7 @@ impl<S: Store + Clone> Service<S> {
         let arn = name.arn();
         let asked = Resource { arn: &arn, account_id: &name.account_id, policy: None, tags: None };
         for action in actions {
-            self.authorize_on(call, &action, &asked, Some(&request.tags))?;
+            self.authorize_on(call, &action, &asked, RequestTags::Tags(&request.tags))?;
         }
         let shards = request.shards()?;
         check_stream_shards(&name, u64::from(shards))?;

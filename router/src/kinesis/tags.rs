@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::error::ApiError;
-use super::policy::Tags;
+use super::policy::{RequestTags, Tags};
 use super::resource::{Attached, ResourceName};
 use super::service::{Call, Service, read};
 use crate::control::store::Store;
@@ -82,7 +82,7 @@ impl<S: Store + Clone> Service<S> {
 
     async fn add_tags(&self, call: &Call, input: AddInput) -> Result<(), ApiError> {
         let resource = self.resource_of(call, &input.named)?;
-        self.authorized_resource(call, &resource, Some(&input.tags))?;
+        self.authorized_resource(call, &resource, RequestTags::Tags(&input.tags))?;
         check_new_tags(&input.tags, &told(&resource))?;
         self.change_attached(&resource, |attached| {
             attached.tags.extend(input.tags.clone());
@@ -100,14 +100,13 @@ impl<S: Store + Clone> Service<S> {
 
     async fn remove_tags(&self, call: &Call, input: RemoveInput) -> Result<(), ApiError> {
         let resource = self.resource_of(call, &input.named)?;
-        // A request that removes tags carries their keys.
-        let keys: Tags = input.tag_keys.iter().map(|key| (key.clone(), String::new())).collect();
-        self.authorized_resource(call, &resource, Some(&keys))?;
-        check_characters(input.tag_keys.iter(), || {
+        let keys = &input.tag_keys;
+        self.authorized_resource(call, &resource, RequestTags::Keys(keys))?;
+        check_characters(keys.iter(), || {
             format!("Failed to remove tags from {}", told(&resource))
         })?;
         self.change_attached(&resource, |attached| {
-            attached.tags.retain(|key, _| !keys.contains_key(key));
+            attached.tags.retain(|key, _| !keys.contains(key));
             Ok(())
         })
         .await
@@ -115,7 +114,8 @@ impl<S: Store + Clone> Service<S> {
 
     fn list_tags(&self, call: &Call, input: ListInput) -> Result<Value, ApiError> {
         let resource = self.resource_of(call, &input.named)?;
-        let Attached { tags, .. } = self.authorized_resource(call, &resource, None)?;
+        let Attached { tags, .. } =
+            self.authorized_resource(call, &resource, RequestTags::Nothing)?;
         let start = input.exclusive_start_tag_key.as_deref();
         let mut behind =
             tags.iter().filter(|(key, _)| start.is_none_or(|start| key.as_str() > start));
