@@ -39,8 +39,6 @@ const CONSUMERS_MAX: usize = 20;
 const CONSUMERS_MAX_ADVANTAGE: usize = 50;
 /// Consumers of a stream that are being made at a time (API reference, RegisterStreamConsumer).
 const CREATING_MAX: usize = 5;
-/// Tags of a consumer (API reference, RegisterStreamConsumer).
-const TAGS_MAX: usize = 50;
 /// Consumers of one answer (API reference, ListStreamConsumers).
 const LIST_MAX: usize = 100;
 
@@ -172,17 +170,6 @@ impl<S: Store + Clone> Service<S> {
             policy: None,
         };
         if !record.tags.is_empty() {
-            let told = format!(
-                "consumer {name} of stream {} under account {}",
-                stream.name.name, stream.name.account_id
-            );
-            check_new_tags(&record.tags, &told)?;
-            if record.tags.len() > TAGS_MAX {
-                return Err(ApiError::invalid_argument(format!(
-                    "Failed to add tags to {told} because a given resource cannot have more than \
-                     {TAGS_MAX} tags associated with it."
-                )));
-            }
             // Whoever registers a consumer with tags must be allowed both (API reference).
             let arn = record.arn(&stream.name, name);
             let account_id = &stream.name.account_id;
@@ -193,6 +180,11 @@ impl<S: Store + Clone> Service<S> {
                 &asked,
                 RequestTags::Tags(&record.tags),
             )?;
+            let told = format!(
+                "consumer {name} of stream {} under account {}",
+                stream.name.name, stream.name.account_id
+            );
+            check_new_tags(&record.tags, &told)?;
         }
         for _ in 0..CHANGE_ATTEMPTS_MAX {
             let most = self.consumers_max(&stream).await?;

@@ -15,7 +15,7 @@ use super::policy::RequestTags;
 use super::quota::{Usage, check_stream_shards};
 use super::service::{Call, Resource, SHARD_MIBPS, Service, not_found, read};
 use super::shard_view::{describe_shard, shown_open_shards, shown_shards};
-use super::tags::{TAGS_MAX, check_new_tags};
+use super::tags::check_new_tags;
 use super::token::{TokenContent, TokenError, TokenKind};
 use crate::control::catalog::{Catalog, Stream};
 use crate::control::record::{
@@ -349,12 +349,6 @@ impl CreateStream {
 
     /// How many shards it begins with, of a request that makes sense.
     fn shards(&self) -> Result<u32, ApiError> {
-        if self.tags.len() > TAGS_MAX {
-            return Err(ApiError::invalid_argument(format!(
-                "A stream has {TAGS_MAX} tags at most; the request has {}.",
-                self.tags.len()
-            )));
-        }
         match (self.mode(), self.shard_count) {
             (StreamMode::OnDemand, Some(_)) => {
                 Err(ApiError::validation("ShardCount is not expected when StreamMode=ON_DEMAND"))
@@ -542,9 +536,6 @@ mod tests {
         assert_eq!(provisioned("WarmThroughputMiBps", json!(1)), ErrorKind::Validation);
         let strategy = provisioned("RecordDistributionStrategy", json!("AUTO"));
         assert_eq!(strategy, ErrorKind::InvalidArgument);
-        let tags: BTreeMap<String, String> =
-            (0..51).map(|at| (at.to_string(), String::new())).collect();
-        assert_eq!(provisioned("Tags", json!(tags)), ErrorKind::InvalidArgument);
     }
 
     #[test]
