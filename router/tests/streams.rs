@@ -145,6 +145,50 @@ async fn streams_are_listed_in_pages() {
     client.fail("ListStreams", token, "ExpiredNextTokenException").await;
 }
 
+/// Each listing had words of its own for a token that cannot be used.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokens_of_every_listing_are_refused_in_the_same_words() {
+    let router = TestRouter::start().await;
+    let client = router.client();
+    router.create_stream("s", 2).await;
+    router.create_stream("t", 1).await;
+    let arn = "arn:aws:kinesis:us-east-1:123456789012:stream/s";
+    for name in ["c", "d"] {
+        let input = json!({ "StreamARN": arn, "ConsumerName": name });
+        client.call("RegisterStreamConsumer", input).await;
+    }
+    let listings = [
+        ("ListStreams", json!({ "Limit": 1 }), json!({})),
+        ("ListShards", json!({ "StreamName": "s", "MaxResults": 1 }), json!({})),
+        (
+            "ListStreamConsumers",
+            json!({ "StreamARN": arn, "MaxResults": 1 }),
+            json!({ "StreamARN": arn }),
+        ),
+    ];
+    let mut tokens = Vec::new();
+    for (operation, first, next) in listings {
+        let page = client.call(operation, first).await;
+        tokens.push((operation, next, page["NextToken"].clone()));
+    }
+    let refused = async |token: Option<&Value>, kind: &str| {
+        let mut messages = Vec::new();
+        for (operation, next, own) in &tokens {
+            let mut input = next.clone();
+            input["NextToken"] = token.unwrap_or(own).clone();
+            messages.push(client.fail(operation, input, kind).await);
+        }
+        messages.dedup();
+        messages
+    };
+    let invalid = refused(Some(&json!("none")), "InvalidArgumentException").await;
+    assert!(invalid.len() == 1 && invalid[0].starts_with("NextToken is invalid"), "{invalid:?}");
+    router.advance(Duration::from_secs(301));
+    let expired = refused(None, "ExpiredNextTokenException").await;
+    let told = "NextToken is expired: it can be used for 300 seconds. Begin the listing anew.";
+    assert_eq!(expired, [told]);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_of_many_shards_is_described_a_hundred_at_a_time() {
     let router = TestRouter::start().await;

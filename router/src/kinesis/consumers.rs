@@ -17,7 +17,7 @@ use super::service::{
     CHANGE_ATTEMPTS_MAX, Call, Resource, Service, not_active, not_found, parse_stream_arn, read,
 };
 use super::tags::check_new_tags;
-use super::token::{TokenContent, TokenError, TokenKind};
+use super::token::{TokenContent, TokenError, TokenKind, next_token_error};
 use crate::control::catalog::{Stream, Versioned};
 use crate::control::record::{
     ConsumerRecord, ConsumerStatus, RECORD_VERSION, RecordKey, StreamMode, StreamName,
@@ -261,8 +261,8 @@ impl<S: Store + Clone> Service<S> {
             None => String::new(),
             Some(token) => match self.tokens.open::<ListPlace>(token).await {
                 Ok(place) if place.stream == stream.record.id => place.after,
-                Ok(_) => return Err(ApiError::invalid_argument("NextToken is invalid.")),
-                Err(error) => return Err(no_listing(&error)),
+                Ok(_) => return Err(next_token_error(TokenError::Invalid)),
+                Err(error) => return Err(next_token_error(error)),
             },
         };
         let most = input.max_results.unwrap_or(LIST_MAX).min(LIST_MAX);
@@ -273,7 +273,7 @@ impl<S: Store + Clone> Service<S> {
             consumers.truncate(most);
             let (last, _) = consumers.last().expect("at least one is asked for");
             let place = ListPlace { stream: stream.record.id, after: (*last).to_owned() };
-            let token = self.tokens.seal(&place).await.map_err(|error| no_listing(&error))?;
+            let token = self.tokens.seal(&place).await.map_err(next_token_error)?;
             output.insert("NextToken".to_owned(), token.into());
         }
         let consumers: Vec<Value> = consumers
@@ -401,20 +401,6 @@ fn contended(stream: &Stream) -> ApiError {
         "The consumers of stream {} under account {} are being changed by others; try again.",
         stream.name.name, stream.name.account_id
     ))
-}
-
-fn no_listing(error: &TokenError) -> ApiError {
-    match error {
-        TokenError::Invalid => ApiError::invalid_argument("NextToken is invalid."),
-        TokenError::Expired { lifetime, .. } => ApiError::new(
-            ErrorKind::ExpiredNextToken,
-            format!("NextToken has expired: it is good for {} seconds.", lifetime.as_secs()),
-        ),
-        TokenError::Keys(error) => {
-            tracing::error!(%error, "a token can be neither made nor read");
-            ApiError::internal_failure()
-        }
-    }
 }
 
 #[cfg(test)]

@@ -10,13 +10,13 @@ use serde_json::{Value, json};
 use thalweg_wire::ids::StreamId;
 
 use super::codec::timestamp;
-use super::error::{ApiError, ErrorKind};
+use super::error::ApiError;
 use super::policy::RequestTags;
 use super::quota::{Usage, check_stream_shards};
 use super::service::{Call, Resource, SHARD_MIBPS, Service, not_found, read};
 use super::shard_view::{describe_shard, shown_open_shards, shown_shards};
 use super::tags::check_new_tags;
-use super::token::{TokenContent, TokenError, TokenKind};
+use super::token::{TokenContent, TokenError, TokenKind, next_token_error};
 use crate::control::catalog::{Catalog, Stream};
 use crate::control::record::{
     Encryption, Intent, RECORD_VERSION, RecordKey, StreamMode, StreamName, StreamRecord,
@@ -322,7 +322,8 @@ impl<S: Store + Clone> Service<S> {
         names.truncate(limit);
         let mut page = json!({ "HasMoreStreams": has_more });
         if let Some(last) = names.last().filter(|_| has_more) {
-            let token = self.tokens.seal(&ListedUpTo(last.clone())).await.map_err(token_error)?;
+            let token =
+                self.tokens.seal(&ListedUpTo(last.clone())).await.map_err(next_token_error)?;
             page["NextToken"] = Value::from(token);
         }
         let streams: Vec<_> =
@@ -333,9 +334,9 @@ impl<S: Store + Clone> Service<S> {
     }
 
     async fn listed_up_to(&self, call: &Call, token: &str) -> Result<StreamName, ApiError> {
-        let ListedUpTo(last) = self.tokens.open(token).await.map_err(token_error)?;
+        let ListedUpTo(last) = self.tokens.open(token).await.map_err(next_token_error)?;
         if last != call.own_stream(&last.name) {
-            return Err(token_error(TokenError::Invalid));
+            return Err(next_token_error(TokenError::Invalid));
         }
         Ok(last)
     }
@@ -487,26 +488,9 @@ fn shard_not_found(stream: &StreamName, shard: &str) -> ApiError {
     ))
 }
 
-/// What a token of a listing that cannot be used is answered with.
-fn token_error(error: TokenError) -> ApiError {
-    match error {
-        TokenError::Invalid => ApiError::invalid_argument("The NextToken is invalid."),
-        TokenError::Expired { lifetime, .. } => ApiError::new(
-            ErrorKind::ExpiredNextToken,
-            format!(
-                "The NextToken has expired: it is good for {} seconds. Begin the listing anew.",
-                lifetime.as_secs()
-            ),
-        ),
-        TokenError::Keys(error) => {
-            tracing::error!(%error, "tokens cannot be used");
-            ApiError::internal_failure()
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::error::ErrorKind;
     use super::*;
 
     fn request(input: Value) -> CreateStream {
