@@ -116,6 +116,64 @@ async fn a_stream_is_created_described_listed_and_deleted() {
     assert_eq!(again["StreamDescription"]["Shards"].as_array().expect("a list").len(), 1);
 }
 
+/// A request that was signed for one region found the streams of all by their ARNs, iterators and
+/// tokens: a region's endpoint has that region's streams alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_is_not_found_from_another_region() {
+    let router = TestRouter::start().await;
+    let client = router.client();
+    router.create_stream("s", 2).await;
+    let arn = "arn:aws:kinesis:us-east-1:123456789012:stream/s";
+    let shard = "shardId-000000000000";
+    let input = json!({ "StreamARN": arn, "ConsumerName": "c" });
+    let consumer = client.call("RegisterStreamConsumer", input).await;
+    let consumer = consumer["Consumer"]["ConsumerARN"].clone();
+    let input = json!({ "StreamName": "s", "ShardId": shard, "ShardIteratorType": "LATEST" });
+    let iterator = client.call("GetShardIterator", input).await["ShardIterator"].clone();
+    let page = client.call("ListShards", json!({ "StreamARN": arn, "MaxResults": 1 })).await;
+    let start = json!({ "Type": "LATEST" });
+    let calls = [
+        ("DescribeStream", json!({ "StreamARN": arn })),
+        ("DeleteStream", json!({ "StreamARN": arn })),
+        ("PutRecord", json!({ "StreamARN": arn, "PartitionKey": "k", "Data": "AA==" })),
+        (
+            "PutRecords",
+            json!({ "StreamARN": arn, "Records": [{ "PartitionKey": "k", "Data": "AA==" }] }),
+        ),
+        (
+            "GetShardIterator",
+            json!({ "StreamARN": arn, "ShardId": shard, "ShardIteratorType": "LATEST" }),
+        ),
+        ("GetRecords", json!({ "ShardIterator": iterator })),
+        ("ListShards", json!({ "StreamARN": arn })),
+        ("ListShards", json!({ "NextToken": page["NextToken"] })),
+        ("ListStreamConsumers", json!({ "StreamARN": arn })),
+        ("RegisterStreamConsumer", json!({ "StreamARN": arn, "ConsumerName": "d" })),
+        ("DescribeStreamConsumer", json!({ "ConsumerARN": consumer })),
+        ("DescribeStreamConsumer", json!({ "StreamARN": arn, "ConsumerName": "c" })),
+        (
+            "SubscribeToShard",
+            json!({ "ConsumerARN": consumer, "ShardId": shard, "StartingPosition": start }),
+        ),
+        ("ListTagsForResource", json!({ "ResourceARN": arn })),
+        ("TagResource", json!({ "ResourceARN": consumer, "Tags": { "a": "b" } })),
+        ("GetResourcePolicy", json!({ "ResourceARN": arn })),
+        ("UpdateMaxRecordSize", json!({ "StreamARN": arn, "MaxRecordSizeInKiB": 2048 })),
+    ];
+    let elsewhere = client.in_region("eu-west-1");
+    for (operation, input) in calls {
+        elsewhere.fail(operation, input, "ResourceNotFoundException").await;
+    }
+    assert_eq!(
+        elsewhere
+            .fail("DescribeStream", json!({ "StreamARN": arn }), "ResourceNotFoundException")
+            .await,
+        "Stream s under account 123456789012 not found: it is of us-east-1, and the request was \
+         signed for eu-west-1. Set the client's region to the stream's."
+    );
+    client.call("DescribeStream", json!({ "StreamARN": arn })).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_are_listed_in_pages() {
     let router = TestRouter::start().await;

@@ -333,6 +333,7 @@ impl<S: Store + Clone> Service<S> {
         wanted: &ConsumerName,
     ) -> Result<FoundConsumer, ApiError> {
         let ConsumerName { stream: stream_name, name, created_s } = wanted;
+        call.check_region(stream_name)?;
         let stream = self.ground.catalog.stream(stream_name);
         let consumer = stream.as_ref().and_then(|stream| stream.consumer(name)).cloned();
         let consumer = consumer.filter(|found| found.record.created_ms / 1000 == *created_s);

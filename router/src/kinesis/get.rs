@@ -85,6 +85,7 @@ impl<S: Store + Clone> Service<S> {
                 )),
             });
         };
+        call.check_region(&stream.name)?;
         if let Some(named) = named.filter(|named| *named != stream.name) {
             return Err(ApiError::invalid_argument(format!(
                 "The shard iterator is not one of the stream {}.",

@@ -132,6 +132,7 @@ impl<S: Store + Clone> Service<S> {
         resource: &ResourceName,
         request_tags: RequestTags<'_>,
     ) -> Result<Attached, ApiError> {
+        call.check_region(resource.stream())?;
         let stream = self.ground.catalog.stream(resource.stream());
         let attached = stream.as_deref().and_then(|stream| resource.attached(stream));
         // Who may not ask does not learn whether there is such a resource.

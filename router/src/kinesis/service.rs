@@ -122,6 +122,24 @@ impl Call {
         format!("kinesis:{}", self.operation.name)
     }
 
+    /// Whether a stream is of the region that the request was signed for. A region's endpoint has
+    /// that region's streams, and those alone are found, by whatever the request names them (the
+    /// KCL refuses ARNs of another region than its client's for that).
+    ///
+    /// # Errors
+    /// ResourceNotFoundException.
+    pub(super) fn check_region(&self, stream: &StreamName) -> Result<(), ApiError> {
+        let StreamName { account_id, region, name } = stream;
+        if *region == self.caller.region {
+            return Ok(());
+        }
+        Err(ApiError::resource_not_found(format!(
+            "Stream {name} under account {account_id} not found: it is of {region}, and the \
+             request was signed for {}. Set the client's region to the stream's.",
+            self.caller.region
+        )))
+    }
+
     /// A stream of the caller's account and region.
     #[must_use]
     pub fn own_stream(&self, name: &str) -> StreamName {
@@ -142,11 +160,11 @@ impl<S: Store + Clone> Service<S> {
         Service { ground, settings, tokens, reading, rates }
     }
 
-    /// The stream that a request names, by its name in the caller's own account and region, or by
-    /// its ARN in any.
+    /// The stream that a request names, by its name in the caller's own account, or by its ARN in
+    /// any; in the region that the request was signed for.
     ///
     /// # Errors
-    /// When neither is given, or the ARN is none, or they contradict.
+    /// When neither is given, or the ARN is none or of another region, or they contradict.
     pub(super) fn name_of(
         &self,
         call: &Call,
@@ -154,6 +172,7 @@ impl<S: Store + Clone> Service<S> {
         arn: Option<&str>,
     ) -> Result<StreamName, ApiError> {
         let by_arn = arn.map(parse_stream_arn).transpose()?;
+        by_arn.iter().try_for_each(|stream| call.check_region(stream))?;
         match (name, by_arn) {
             (None, None) => {
                 Err(ApiError::invalid_argument("Either StreamName or StreamARN must be specified."))
