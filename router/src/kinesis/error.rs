@@ -126,8 +126,9 @@ error_kinds! {
 }
 
 impl ErrorKind {
-    /// The type of this name, for errors of modules that do not know this one. Of the two that
-    /// share a name with another, it is the other.
+    /// The type of this name, for errors of modules that do not know this one.
+    /// [`ErrorKind::OperationUndetermined`] and [`ErrorKind::UnknownContentType`] are never found:
+    /// their names belong to [`ErrorKind::AccessDenied`] and [`ErrorKind::UnknownOperation`].
     pub fn from_name(name: &str) -> Option<ErrorKind> {
         ErrorKind::ALL.iter().copied().find(|kind| kind.name() == name)
     }
