@@ -72,7 +72,11 @@ pub fn check(bytes: &mut [u8], range: &HashRange) {
     assert_eq!(assigned.header, same);
 }
 
-fn walk(batch: &Batch<'_>, range: &HashRange) {
+/// Walks a batch that passed the check, to its last record.
+///
+/// # Panics
+/// When it is not what it must be.
+pub fn walk(batch: &Batch<'_>, range: &HashRange) {
     let body = batch.body().as_ptr_range();
     let within = |bytes: &[u8]| {
         let place = bytes.as_ptr_range();

@@ -4,14 +4,20 @@ use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
 use rkyv::util::AlignedVec;
+use thalweg_node::io::sim::SimRandom;
 
 pub mod batch;
+pub mod body;
+pub mod event;
 pub mod files;
 pub mod footer;
 pub mod frame;
 pub mod history;
+pub mod policy;
 pub mod repair;
 pub mod segment;
+pub mod signature;
+pub mod token;
 
 /// A copy that is aligned as a batch is in memory.
 #[must_use]
@@ -31,4 +37,11 @@ pub fn ready<T>(future: impl Future<Output = T>) -> T {
         Poll::Ready(value) => value,
         Poll::Pending => panic!("files in memory never let wait"),
     }
+}
+
+/// An input that begins with this mode and goes on with choices by chance, 64 times the seed.
+fn choices(mode: u8, seed: u64) -> Vec<u8> {
+    let mut random = SimRandom::new(seed);
+    let choices = (0..64 * seed).map(|_| random.below(256) as u8);
+    std::iter::once(mode).chain(choices).collect()
 }

@@ -1,15 +1,17 @@
-//! Writes the inputs that the corpus begins with: one of every frame, and the golden files.
+//! Writes the inputs that the corpus begins with: one of every frame, the golden files, and what the
+//! modules of the front door have for themselves.
 //! `cargo run --bin seeds` in `fuzz/`; what fuzzing added to the corpus stays.
 
 use std::path::Path;
 use std::{fs, io};
 
 use thalweg_fuzz::files::FILE_BYTES;
-use thalweg_fuzz::{batch, footer, frame, segment};
+use thalweg_fuzz::{batch, body, event, footer, frame, policy, segment, signature, token};
 use thalweg_node::config::BLOCK_BYTES;
 use thalweg_node::io::sim::SimRandom;
 use thalweg_node::log::footer::encode_footer;
 use thalweg_node::log::index::{Location, SegmentIndex};
+use thalweg_wire::batch::{BatchHeader, HEADER_BYTES, assign};
 use thalweg_wire::codec::put;
 use thalweg_wire::control::{
     ControlAnswer, DescribeRequest, ExtentState, FenceExtent, NodeDescription, OpenExtent,
@@ -20,7 +22,8 @@ use thalweg_wire::fetch::{FetchAnswer, FetchFrom, FetchRequest};
 use thalweg_wire::frame::{ErrorAnswer, FrameKind, small_frame};
 use thalweg_wire::hash_range::HashRange;
 use thalweg_wire::ids::{BootId, DiskId, Epoch, ExtentId, Lsn, Offset, ShardId, StreamId};
-use thalweg_wire::produce::{Ack, Stored, padded_bytes};
+use thalweg_wire::limits;
+use thalweg_wire::produce::{Ack, Stored, encode_verdicts, padded_bytes};
 use thalweg_wire::sequence_number::SequenceNumber;
 use thalweg_wire::subscribe::Credit;
 
@@ -49,6 +52,21 @@ fn main() -> io::Result<()> {
         let frame = small_frame(kind, items, 77, &payload);
         write("frame", &format!("{kind:?}-{}", payload.len()), repaired, &frame)?;
     }
+    // As one was found: verdicts, where the harness knew acks only; and what is none of a batch.
+    let (ack, bits) = encode_verdicts(400_000, &[true, false, true]);
+    let answer = |ack: &[u8], bits: &[u8]| {
+        small_frame(FrameKind::ProduceAnswer, 1, 77, &[ack, bits].concat())
+    };
+    write("frame", "verdicts", 0, &answer(&ack, &bits))?;
+    write("frame", "verdicts-spare-bits", 0, &answer(&ack, &[0xff]))?;
+    let announcing = |records: u32| {
+        let mut ack = ack;
+        put(&mut ack, 8, records.to_le_bytes());
+        ack
+    };
+    write("frame", "verdicts-of-none", 0, &answer(&announcing(0), &[]))?;
+    let too_many = answer(&announcing(limits::BATCH_RECORDS_MAX + 8), &[0xff; 2048]);
+    write("frame", "verdicts-too-many", 0, &too_many)?;
     write("frame", "as-sent", 0, &small_frame(FrameKind::Produce, 1, 77, &padded(BATCH)))?;
     write("frame", "sequence-number", 0, sequence_number().as_bytes())?;
 
@@ -88,6 +106,19 @@ fn main() -> io::Result<()> {
             &footer_of(batches),
         )?;
     }
+    for (target, seeds) in [
+        ("body", body::seeds()),
+        ("signature", signature::seeds()),
+        ("token", token::seeds()),
+        ("policy", policy::seeds()),
+        ("event", event::seeds()),
+    ] {
+        let directory = corpus.join(target);
+        fs::create_dir_all(&directory)?;
+        for (name, input) in seeds {
+            fs::write(directory.join(format!("seed-{name}")), input)?;
+        }
+    }
     Ok(())
 }
 
@@ -95,6 +126,15 @@ fn padded(batch: &[u8]) -> Vec<u8> {
     let mut bytes = batch.to_vec();
     bytes.resize(padded_bytes(batch.len()), 0);
     bytes
+}
+
+/// The golden batch again, where the next one of its shard stands.
+fn following_batch() -> Vec<u8> {
+    let mut batch = padded(BATCH);
+    let header = BatchHeader::decode(&batch).expect("the golden batch is one");
+    let start = batch.first_chunk_mut::<HEADER_BYTES>().expect("it has a header");
+    assign(start, header.end_offset(), header.append_time_ms + 1);
+    batch
 }
 
 fn sequence_number() -> String {
@@ -122,6 +162,8 @@ fn frames() -> Vec<(FrameKind, u32, Vec<u8>)> {
     let refusal = Refusal::new(ErrorCode::SequenceGap, 4);
     let stored = Stored { first_offset: Offset(9), append_time_ms: 5, duplicate: true };
     let acks = [Ack { result: Ok(stored) }, Ack::refused(refusal)].map(|ack| ack.encode()).concat();
+    let (few, many) = (encode_verdicts(7, &[true, false, true]), encode_verdicts(9, &[false; 300]));
+    let partly = [&few.0[..], &acks, &many.0, &few.1, &many.1].concat();
     let control = ControlAnswer {
         status: Err(refusal),
         epoch: Epoch(1),
@@ -151,7 +193,7 @@ fn frames() -> Vec<(FrameKind, u32, Vec<u8>)> {
         sealed_end: false,
     };
     let batches = [padded(BATCH), padded(BATCH)].concat();
-    let answered = [&answer.encode()[..], &batches].concat();
+    let answered = [&answer.encode()[..], &padded(BATCH), &following_batch()].concat();
     let grant = Credit::Grant { subscription: 3, bytes: 9 };
     let cancel = Credit::Cancel { subscription: 3 };
     vec![
@@ -159,6 +201,7 @@ fn frames() -> Vec<(FrameKind, u32, Vec<u8>)> {
         (FrameKind::HelloAnswer, 0, node.encode()),
         (FrameKind::Produce, 2, batches),
         (FrameKind::ProduceAnswer, 2, acks),
+        (FrameKind::ProduceAnswer, 4, partly),
         (FrameKind::Fetch, 0, fetch(FetchFrom::Offset(Offset(42))).encode().to_vec()),
         (FrameKind::Fetch, 0, fetch(FetchFrom::Latest).encode().to_vec()),
         (FrameKind::FetchAnswer, 2, answered.clone()),

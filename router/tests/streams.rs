@@ -116,6 +116,64 @@ async fn a_stream_is_created_described_listed_and_deleted() {
     assert_eq!(again["StreamDescription"]["Shards"].as_array().expect("a list").len(), 1);
 }
 
+/// A request that was signed for one region found the streams of all by their ARNs, iterators and
+/// tokens: a region's endpoint has that region's streams alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_is_not_found_from_another_region() {
+    let router = TestRouter::start().await;
+    let client = router.client();
+    router.create_stream("s", 2).await;
+    let arn = "arn:aws:kinesis:us-east-1:123456789012:stream/s";
+    let shard = "shardId-000000000000";
+    let input = json!({ "StreamARN": arn, "ConsumerName": "c" });
+    let consumer = client.call("RegisterStreamConsumer", input).await;
+    let consumer = consumer["Consumer"]["ConsumerARN"].clone();
+    let input = json!({ "StreamName": "s", "ShardId": shard, "ShardIteratorType": "LATEST" });
+    let iterator = client.call("GetShardIterator", input).await["ShardIterator"].clone();
+    let page = client.call("ListShards", json!({ "StreamARN": arn, "MaxResults": 1 })).await;
+    let start = json!({ "Type": "LATEST" });
+    let calls = [
+        ("DescribeStream", json!({ "StreamARN": arn })),
+        ("DeleteStream", json!({ "StreamARN": arn })),
+        ("PutRecord", json!({ "StreamARN": arn, "PartitionKey": "k", "Data": "AA==" })),
+        (
+            "PutRecords",
+            json!({ "StreamARN": arn, "Records": [{ "PartitionKey": "k", "Data": "AA==" }] }),
+        ),
+        (
+            "GetShardIterator",
+            json!({ "StreamARN": arn, "ShardId": shard, "ShardIteratorType": "LATEST" }),
+        ),
+        ("GetRecords", json!({ "ShardIterator": iterator })),
+        ("ListShards", json!({ "StreamARN": arn })),
+        ("ListShards", json!({ "NextToken": page["NextToken"] })),
+        ("ListStreamConsumers", json!({ "StreamARN": arn })),
+        ("RegisterStreamConsumer", json!({ "StreamARN": arn, "ConsumerName": "d" })),
+        ("DescribeStreamConsumer", json!({ "ConsumerARN": consumer })),
+        ("DescribeStreamConsumer", json!({ "StreamARN": arn, "ConsumerName": "c" })),
+        (
+            "SubscribeToShard",
+            json!({ "ConsumerARN": consumer, "ShardId": shard, "StartingPosition": start }),
+        ),
+        ("ListTagsForResource", json!({ "ResourceARN": arn })),
+        ("TagResource", json!({ "ResourceARN": consumer, "Tags": { "a": "b" } })),
+        ("GetResourcePolicy", json!({ "ResourceARN": arn })),
+        ("UpdateMaxRecordSize", json!({ "StreamARN": arn, "MaxRecordSizeInKiB": 2048 })),
+    ];
+    let elsewhere = client.in_region("eu-west-1");
+    for (operation, input) in calls {
+        elsewhere.fail(operation, input, "ResourceNotFoundException").await;
+    }
+    assert_eq!(
+        elsewhere
+            .fail("DescribeStream", json!({ "StreamARN": arn }), "ResourceNotFoundException")
+            .await,
+        "Stream s under account 123456789012 not found: it is of us-east-1, and the request was \
+         signed for eu-west-1. Set the client's region to the stream's."
+    );
+    client.call("DescribeStream", json!({ "StreamARN": arn })).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn streams_are_listed_in_pages() {
     let router = TestRouter::start().await;
@@ -143,6 +201,50 @@ async fn streams_are_listed_in_pages() {
     client.fail("ListStreams", none, "InvalidArgumentException").await;
     router.advance(Duration::from_secs(301));
     client.fail("ListStreams", token, "ExpiredNextTokenException").await;
+}
+
+/// Each listing had words of its own for a token that cannot be used.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tokens_of_every_listing_are_refused_in_the_same_words() {
+    let router = TestRouter::start().await;
+    let client = router.client();
+    router.create_stream("s", 2).await;
+    router.create_stream("t", 1).await;
+    let arn = "arn:aws:kinesis:us-east-1:123456789012:stream/s";
+    for name in ["c", "d"] {
+        let input = json!({ "StreamARN": arn, "ConsumerName": name });
+        client.call("RegisterStreamConsumer", input).await;
+    }
+    let listings = [
+        ("ListStreams", json!({ "Limit": 1 }), json!({})),
+        ("ListShards", json!({ "StreamName": "s", "MaxResults": 1 }), json!({})),
+        (
+            "ListStreamConsumers",
+            json!({ "StreamARN": arn, "MaxResults": 1 }),
+            json!({ "StreamARN": arn }),
+        ),
+    ];
+    let mut tokens = Vec::new();
+    for (operation, first, next) in listings {
+        let page = client.call(operation, first).await;
+        tokens.push((operation, next, page["NextToken"].clone()));
+    }
+    let refused = async |token: Option<&Value>, kind: &str| {
+        let mut messages = Vec::new();
+        for (operation, next, own) in &tokens {
+            let mut input = next.clone();
+            input["NextToken"] = token.unwrap_or(own).clone();
+            messages.push(client.fail(operation, input, kind).await);
+        }
+        messages.dedup();
+        messages
+    };
+    let invalid = refused(Some(&json!("none")), "InvalidArgumentException").await;
+    assert!(invalid.len() == 1 && invalid[0].starts_with("NextToken is invalid"), "{invalid:?}");
+    router.advance(Duration::from_secs(301));
+    let expired = refused(None, "ExpiredNextTokenException").await;
+    let told = "NextToken is expired: it can be used for 300 seconds. Begin the listing anew.";
+    assert_eq!(expired, [told]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -317,6 +419,51 @@ async fn counts_are_limited() {
     let elsewhere = client.in_region("eu-west-1");
     let limits = elsewhere.call("DescribeLimits", json!({})).await;
     assert_eq!(limits["OpenShardCount"], 0);
+}
+
+/// Without the limits of accounts, a count of shards went up to 2^31, and its stream was never
+/// made: a stream has a million shards at most.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_has_a_million_shards_at_most() {
+    let router = TestRouter::start().await;
+    let client = router.client();
+    let limit = "LimitExceededException";
+    router.create_stream("s", 1).await;
+    let on_demand = json!({ "StreamMode": "ON_DEMAND" });
+    let input = json!({ "StreamName": "d", "StreamModeDetails": on_demand });
+    client.call("CreateStream", input).await;
+    client.wait_until_active("d").await;
+    let commitment = json!({ "MinimumThroughputBillingCommitment": { "Status": "ENABLED" } });
+    client.call("UpdateAccountSettings", commitment).await;
+    let arn = "arn:aws:kinesis:us-east-1:123456789012:stream/d";
+    for count in [1_000_001, i32::MAX] {
+        for (operation, input) in [
+            ("CreateStream", json!({ "StreamName": "n", "ShardCount": count })),
+            (
+                "CreateStream",
+                json!({ "StreamName": "n", "StreamModeDetails": on_demand,
+                    "WarmThroughputMiBps": count }),
+            ),
+            (
+                "UpdateShardCount",
+                json!({ "StreamName": "s", "TargetShardCount": count,
+                    "ScalingType": "UNIFORM_SCALING" }),
+            ),
+            (
+                "UpdateStreamWarmThroughput",
+                json!({ "StreamName": "d", "WarmThroughputMiBps": count }),
+            ),
+            (
+                "UpdateStreamMode",
+                json!({ "StreamARN": arn, "StreamModeDetails": on_demand,
+                    "WarmThroughputMiBps": count }),
+            ),
+        ] {
+            let message = client.fail(operation, input, limit).await;
+            let told = format!("would have {count} open shards, and a stream has 1000000 at most");
+            assert!(message.contains(&told), "{operation}: {message}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

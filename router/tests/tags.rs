@@ -55,6 +55,41 @@ async fn a_streams_tags_are_added_listed_and_removed() {
     client.fail("AddTagsToStream", none, NOT_FOUND).await;
 }
 
+/// Whichever operation brings them, tags of a new resource are judged alike.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn tags_of_what_is_new_are_judged_as_those_that_are_added() {
+    let router = TestRouter::start().await;
+    let client = router.client();
+    router.create_stream("orders", 1).await;
+    let many = |count: u32| -> Value {
+        (0..count).map(|number| (format!("n{number}"), json!("v"))).collect()
+    };
+    let wrong = [
+        (many(51), "cannot have more than 50 tags"),
+        (json!({ "aws:a": "b" }), "begins with aws:, which is reserved"),
+        (json!({ "a": "?" }), "invalid characters"),
+        (json!({ "a": "50%" }), "illegal characters"),
+    ];
+    let stream =
+        |name: &str, tags: &Value| json!({ "StreamName": name, "ShardCount": 1, "Tags": tags });
+    let consumer = |name: &str, tags: &Value| json!({ "StreamARN": STREAM, "ConsumerName": name, "Tags": tags });
+    for (tags, told) in &wrong {
+        for (operation, input) in [
+            ("CreateStream", stream("new", tags)),
+            ("RegisterStreamConsumer", consumer("new", tags)),
+            ("TagResource", json!({ "ResourceARN": STREAM, "Tags": tags })),
+        ] {
+            let message = client.fail(operation, input, INVALID).await;
+            assert!(message.contains(told), "{operation}: {message}");
+        }
+    }
+    client.call("CreateStream", stream("new", &many(50))).await;
+    let output = client.call("RegisterStreamConsumer", consumer("new", &many(50))).await;
+    let arn = output["Consumer"]["ConsumerARN"].clone();
+    let answer = client.call("ListTagsForResource", json!({ "ResourceARN": arn })).await;
+    assert_eq!(pairs(&answer).len(), 50);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn resources_that_are_not_there_are_told_so() {
     let router = TestRouter::start().await;
@@ -101,6 +136,10 @@ user = "tagger"
 policies = ['''{"Statement": [
     {"Effect": "Allow", "Action": "kinesis:AddTagsToStream", "Resource": "*",
      "Condition": {"StringEquals": {"aws:RequestTag/team": "red"}}},
+    {"Effect": "Allow", "Action": ["kinesis:UntagResource", "kinesis:RemoveTagsFromStream"],
+     "Resource": "*", "Condition": {
+        "ForAnyValue:StringEquals": {"aws:TagKeys": ["temporary", "shared"]},
+        "StringEqualsIfExists": {"aws:RequestTag/shared": "yes"}}},
     {"Effect": "Allow", "Action": "kinesis:ListShards", "Resource": "*",
      "Condition": {"StringEquals": {"aws:ResourceTag/team": "red"}}}
 ]}''']
@@ -181,4 +220,12 @@ async fn tags_decide_where_policies_ask_for_them() {
     tagger.call("ListShards", list.clone()).await;
     owner.call("AddTagsToStream", add("blue")).await;
     tagger.fail("ListShards", list, DENIED).await;
+    // What removes tags names their keys, and no value that a condition could be held against.
+    let untag = |key: &str| json!({ "ResourceARN": STREAM, "TagKeys": [key] });
+    tagger.fail("UntagResource", untag("team"), DENIED).await;
+    tagger.call("UntagResource", untag("temporary")).await;
+    tagger.call("UntagResource", untag("shared")).await;
+    let remove = |key: &str| json!({ "StreamName": "orders", "TagKeys": [key] });
+    tagger.fail("RemoveTagsFromStream", remove("team"), DENIED).await;
+    tagger.call("RemoveTagsFromStream", remove("shared")).await;
 }

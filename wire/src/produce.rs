@@ -85,7 +85,7 @@ impl Ack {
 }
 
 /// Which records of a refused batch its shard's limits would take: those for which tokens are held.
-/// Empty for any other answer than [`ErrorCode::PartlyThrottled`].
+/// One at least for [`ErrorCode::PartlyThrottled`], none for any other answer.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Verdicts<'a> {
     bits: &'a [u8],
@@ -100,7 +100,7 @@ impl Verdicts<'_> {
 }
 
 /// The answer for a batch of which some records find no tokens, as it travels: the ack, and what
-/// follows the acks.
+/// follows the acks. A batch has 1 to [`limits::BATCH_RECORDS_MAX`] records, and so many verdicts.
 #[must_use]
 pub fn encode_verdicts(wait_us: u64, verdicts: &[bool]) -> ([u8; ACK_BYTES], Vec<u8>) {
     let mut ack = Ack::refused(Refusal::new(ErrorCode::PartlyThrottled, wait_us)).encode();
@@ -114,8 +114,9 @@ pub fn encode_verdicts(wait_us: u64, verdicts: &[bool]) -> ([u8; ACK_BYTES], Vec
 /// Takes the payload of a produce answer apart: one answer a batch, with its verdicts.
 ///
 /// # Errors
-/// When its length is not that of `items` answers and the verdicts they announce, or one is
-/// malformed.
+/// When its length is not that of `items` answers and the verdicts they announce, or an answer
+/// announces verdicts for more records than a batch has, or for none. Each answer that is malformed
+/// is an error of its own.
 pub fn decode_answers(
     payload: &[u8],
     items: u32,
@@ -125,22 +126,40 @@ pub fn decode_answers(
         .split_at_checked(items as usize * ACK_BYTES)
         .ok_or(malformed("fewer answers than items"))?;
     let (acks, _) = acks.as_chunks::<ACK_BYTES>();
-    let announced: usize = acks.iter().map(|ack| judged(ack).div_ceil(8) as usize).sum();
-    if announced != verdicts.len() {
+    let mut announced_bytes = 0;
+    for ack in acks {
+        announced_bytes += judged(ack)?.div_ceil(8) as usize;
+    }
+    if announced_bytes != verdicts.len() {
         return Err(malformed("verdicts that no answer announces, or too few"));
     }
     Ok(acks.iter().map(move |ack| {
-        let records = judged(ack);
+        let records = judged(ack)?;
         let (bits, others) = verdicts.split_at(records.div_ceil(8) as usize);
         verdicts = others;
+        let spare = bits.last().map_or(0, |last| u32::from(*last) >> ((records - 1) % 8 + 1));
+        if spare != 0 {
+            return Err(malformed("a verdict behind a batch's last record"));
+        }
         Ok((Ack::decode(ack)?, Verdicts { bits, records }))
     }))
 }
 
-/// How many records the verdicts of an answer are for.
-fn judged(ack: &[u8; ACK_BYTES]) -> u32 {
-    let is_partial = u16_at(ack, 0) == ErrorCode::PartlyThrottled as u16;
-    if is_partial { u32_at(ack, JUDGED_AT).min(limits::BATCH_RECORDS_MAX) } else { 0 }
+/// How many records the verdicts of an answer are for: none, or as many as a batch may have.
+///
+/// # Errors
+/// When a batch that was refused in part has none, or more. Its bits would be another batch's.
+fn judged(ack: &[u8; ACK_BYTES]) -> Result<u32, FrameError> {
+    if u16_at(ack, 0) != ErrorCode::PartlyThrottled as u16 {
+        return Ok(0);
+    }
+    match u32_at(ack, JUDGED_AT) {
+        records @ 1..=limits::BATCH_RECORDS_MAX => Ok(records),
+        _ => Err(FrameError::Payload {
+            kind: FrameKind::ProduceAnswer,
+            what: "verdicts for more records than a batch has, or for none",
+        }),
+    }
 }
 
 /// The answers alone.
@@ -245,6 +264,33 @@ mod tests {
         assert!(decode_answers(&payload[..payload.len() - 1], 3).is_err());
         assert!(decode_answers(&payload, 2).is_err());
         assert!(decode_answers(&payload[..40], 2).is_err());
+    }
+
+    /// A count above the limit was taken for the limit, and one of zero for an answer without
+    /// verdicts: so an answer passed whose bits are those of no batch.
+    #[test]
+    fn verdicts_are_those_of_a_batch() {
+        let announcing = |records: u32, bits: &[u8]| {
+            let (mut ack, _) = encode_verdicts(7, &[true]);
+            put(&mut ack, JUDGED_AT, records.to_le_bytes());
+            [&ack[..], bits].concat()
+        };
+        let decode = |payload: &[u8]| -> Result<usize, FrameError> {
+            let (_, verdicts) = decode_answers(payload, 1)?.next().expect("there is one")?;
+            Ok(verdicts.iter().filter(|taken| *taken).count())
+        };
+        let most = limits::BATCH_RECORDS_MAX;
+        assert_eq!(decode(&announcing(most, &vec![0xff; most as usize / 8])), Ok(most as usize));
+        assert!(decode(&announcing(most + 1, &vec![0xff; most as usize / 8])).is_err());
+        assert!(decode(&announcing(u32::MAX, &vec![0xff; most as usize / 8])).is_err());
+        assert!(decode(&announcing(0, &[])).is_err());
+        for records in 1..=8 {
+            let every = u8::MAX >> (8 - records);
+            assert_eq!(decode(&announcing(records, &[every])), Ok(records as usize));
+            if let Some(beyond) = every.checked_add(1) {
+                assert!(decode(&announcing(records, &[beyond])).is_err(), "{records} records");
+            }
+        }
     }
 
     fn payload(bodies: &[u32]) -> Vec<u8> {

@@ -29,12 +29,12 @@ pub const VALUES_MAX: usize = 64 * 1024;
 const CONTENT_TYPE_JSON: &str = "application/x-amz-json-1.1";
 const CONTENT_TYPE_CBOR: &str = "application/x-amz-cbor-1.1";
 
-/// How a body is written. An answer has the encoding of its request.
+/// How bodies are written: told by the content type. An answer has the encoding of its request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Encoding {
-    /// JSON 1.1 of the AWS protocols.
+    /// `application/x-amz-json-1.1`: most SDKs.
     Json,
-    /// CBOR, the Java SDKs' default.
+    /// `application/x-amz-cbor-1.1`: the Java SDKs' default.
     Cbor,
 }
 
@@ -245,6 +245,9 @@ pub(super) mod tests {
         }
         let with_parameter = "Application/X-Amz-JSON-1.1; charset=utf-8";
         assert_eq!(Encoding::from_content_type(with_parameter), Some(Encoding::Json));
+        let with_blanks = " Application/X-Amz-Json-1.1 ;";
+        assert_eq!(Encoding::from_content_type(with_blanks), Some(Encoding::Json));
+        assert_eq!(Encoding::from_content_type("application/x-amz-json-1.0"), None);
         assert_eq!(Encoding::from_content_type("application/json"), None);
         assert_eq!(Encoding::from_content_type(""), None);
     }

@@ -11,12 +11,13 @@ use serde_json::{Map, Value, json};
 
 use super::codec::{timestamp, timestamp_ms};
 use super::error::{ApiError, ErrorKind};
+use super::policy::RequestTags;
 use super::resource::ResourceName;
 use super::service::{
     CHANGE_ATTEMPTS_MAX, Call, Resource, Service, not_active, not_found, parse_stream_arn, read,
 };
 use super::tags::check_new_tags;
-use super::token::{TokenContent, TokenError, TokenKind};
+use super::token::{TokenContent, TokenError, TokenKind, next_token_error};
 use crate::control::catalog::{Stream, Versioned};
 use crate::control::record::{
     ConsumerRecord, ConsumerStatus, RECORD_VERSION, RecordKey, StreamMode, StreamName,
@@ -38,8 +39,6 @@ const CONSUMERS_MAX: usize = 20;
 const CONSUMERS_MAX_ADVANTAGE: usize = 50;
 /// Consumers of a stream that are being made at a time (API reference, RegisterStreamConsumer).
 const CREATING_MAX: usize = 5;
-/// Tags of a consumer (API reference, RegisterStreamConsumer).
-const TAGS_MAX: usize = 50;
 /// Consumers of one answer (API reference, ListStreamConsumers).
 const LIST_MAX: usize = 100;
 
@@ -171,22 +170,21 @@ impl<S: Store + Clone> Service<S> {
             policy: None,
         };
         if !record.tags.is_empty() {
+            // Whoever registers a consumer with tags must be allowed both (API reference).
+            let arn = record.arn(&stream.name, name);
+            let account_id = &stream.name.account_id;
+            let asked = Resource { arn: &arn, account_id, policy: None, tags: None };
+            self.authorize_on(
+                call,
+                "kinesis:TagResource",
+                &asked,
+                RequestTags::Tags(&record.tags),
+            )?;
             let told = format!(
                 "consumer {name} of stream {} under account {}",
                 stream.name.name, stream.name.account_id
             );
             check_new_tags(&record.tags, &told)?;
-            if record.tags.len() > TAGS_MAX {
-                return Err(ApiError::invalid_argument(format!(
-                    "Failed to add tags to {told} because a given resource cannot have more than \
-                     {TAGS_MAX} tags associated with it."
-                )));
-            }
-            // Whoever registers a consumer with tags must be allowed both (API reference).
-            let arn = record.arn(&stream.name, name);
-            let account_id = &stream.name.account_id;
-            let asked = Resource { arn: &arn, account_id, policy: None, tags: None };
-            self.authorize_on(call, "kinesis:TagResource", &asked, Some(&record.tags))?;
         }
         for _ in 0..CHANGE_ATTEMPTS_MAX {
             let most = self.consumers_max(&stream).await?;
@@ -263,8 +261,8 @@ impl<S: Store + Clone> Service<S> {
             None => String::new(),
             Some(token) => match self.tokens.open::<ListPlace>(token).await {
                 Ok(place) if place.stream == stream.record.id => place.after,
-                Ok(_) => return Err(ApiError::invalid_argument("NextToken is invalid.")),
-                Err(error) => return Err(no_listing(&error)),
+                Ok(_) => return Err(next_token_error(TokenError::Invalid)),
+                Err(error) => return Err(next_token_error(error)),
             },
         };
         let most = input.max_results.unwrap_or(LIST_MAX).min(LIST_MAX);
@@ -275,7 +273,7 @@ impl<S: Store + Clone> Service<S> {
             consumers.truncate(most);
             let (last, _) = consumers.last().expect("at least one is asked for");
             let place = ListPlace { stream: stream.record.id, after: (*last).to_owned() };
-            let token = self.tokens.seal(&place).await.map_err(|error| no_listing(&error))?;
+            let token = self.tokens.seal(&place).await.map_err(next_token_error)?;
             output.insert("NextToken".to_owned(), token.into());
         }
         let consumers: Vec<Value> = consumers
@@ -335,6 +333,7 @@ impl<S: Store + Clone> Service<S> {
         wanted: &ConsumerName,
     ) -> Result<FoundConsumer, ApiError> {
         let ConsumerName { stream: stream_name, name, created_s } = wanted;
+        call.check_region(stream_name)?;
         let stream = self.ground.catalog.stream(stream_name);
         let consumer = stream.as_ref().and_then(|stream| stream.consumer(name)).cloned();
         let consumer = consumer.filter(|found| found.record.created_ms / 1000 == *created_s);
@@ -346,7 +345,7 @@ impl<S: Store + Clone> Service<S> {
             tags: consumer.as_ref().map(|found| &found.record.tags),
         };
         // Who may not ask does not learn whether there is such a consumer.
-        self.authorize_on(call, &call.action(), &asked, None)?;
+        self.authorize_on(call, &call.action(), &asked, RequestTags::Nothing)?;
         match (stream, consumer) {
             (Some(stream), Some(consumer)) => {
                 Ok(FoundConsumer { stream, name: name.clone(), consumer })
@@ -403,20 +402,6 @@ fn contended(stream: &Stream) -> ApiError {
         "The consumers of stream {} under account {} are being changed by others; try again.",
         stream.name.name, stream.name.account_id
     ))
-}
-
-fn no_listing(error: &TokenError) -> ApiError {
-    match error {
-        TokenError::Invalid => ApiError::invalid_argument("NextToken is invalid."),
-        TokenError::Expired { lifetime, .. } => ApiError::new(
-            ErrorKind::ExpiredNextToken,
-            format!("NextToken has expired: it is good for {} seconds.", lifetime.as_secs()),
-        ),
-        TokenError::Keys(error) => {
-            tracing::error!(%error, "a token can be neither made nor read");
-            ApiError::internal_failure()
-        }
-    }
 }
 
 #[cfg(test)]

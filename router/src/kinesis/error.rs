@@ -7,7 +7,7 @@ use http::StatusCode;
 use serde::Serialize;
 use thiserror::Error;
 
-use super::server::Protocol;
+use super::codec::Encoding;
 
 /// An error of the API: what a client gets instead of an answer.
 ///
@@ -126,8 +126,9 @@ error_kinds! {
 }
 
 impl ErrorKind {
-    /// The type of this name, for errors of modules that do not know this one. Of the two that
-    /// share a name with another, it is the other.
+    /// The type of this name, for errors of modules that do not know this one.
+    /// [`ErrorKind::OperationUndetermined`] and [`ErrorKind::UnknownContentType`] are never found:
+    /// their names belong to [`ErrorKind::AccessDenied`] and [`ErrorKind::UnknownOperation`].
     pub fn from_name(name: &str) -> Option<ErrorKind> {
         ErrorKind::ALL.iter().copied().find(|kind| kind.name() == name)
     }
@@ -185,14 +186,14 @@ impl ApiError {
     }
 
     /// The body in JSON or CBOR: `__type` and, unless it is empty, `message`.
-    pub fn body(&self, protocol: Protocol) -> Bytes {
+    pub fn body(&self, encoding: Encoding) -> Bytes {
         let body = ErrorBody {
             kind: self.kind.name(),
             message: Some(self.message.as_str()).filter(|message| !message.is_empty()),
         };
-        match protocol {
-            Protocol::Json => serde_json::to_vec(&body).expect("two strings are JSON").into(),
-            Protocol::Cbor => {
+        match encoding {
+            Encoding::Json => serde_json::to_vec(&body).expect("two strings are JSON").into(),
+            Encoding::Cbor => {
                 let mut bytes = Vec::with_capacity(64 + self.message.len());
                 ciborium::into_writer(&body, &mut bytes).expect("two strings are CBOR");
                 bytes.into()
@@ -200,7 +201,7 @@ impl ApiError {
         }
     }
 
-    /// The body for a client whose protocol cannot be made out, in the service's XML.
+    /// The body for a client whose encoding cannot be made out, in the service's XML.
     pub fn xml_body(&self) -> Bytes {
         let name = self.kind.name();
         if self.message.is_empty() {
@@ -309,19 +310,19 @@ mod tests {
     fn json_has_type_and_message() {
         let error = ApiError::resource_not_found("Stream \"a\" under account 1 not found.");
         assert_eq!(
-            error.body(Protocol::Json).as_ref(),
+            error.body(Encoding::Json).as_ref(),
             br#"{"__type":"ResourceNotFoundException","message":"Stream \"a\" under account 1 not found."}"#
         );
         let silent = ApiError::unknown_operation("");
         assert_eq!(
-            silent.body(Protocol::Json).as_ref(),
+            silent.body(Encoding::Json).as_ref(),
             br#"{"__type":"UnknownOperationException"}"#
         );
     }
 
     #[test]
     fn cbor_has_type_and_message() {
-        let body = ApiError::validation("é").body(Protocol::Cbor);
+        let body = ApiError::validation("é").body(Encoding::Cbor);
         // a2: a map of two; 66, 67: texts of 6 and 7 bytes; 73: a text of 19 bytes.
         let mut expected = vec![0xa2, 0x66];
         expected.extend_from_slice(b"__type\x73ValidationException\x67message\x62\xc3\xa9");

@@ -12,8 +12,8 @@ use bytes::Bytes;
 use serde::Serialize;
 use thiserror::Error;
 
+use super::codec::Encoding;
 use super::error::ErrorKind;
-use super::server::Protocol;
 
 /// The content type of a body made of such messages.
 pub const EVENT_STREAM_CONTENT_TYPE: &str = "application/vnd.amazon.eventstream";
@@ -54,13 +54,13 @@ pub enum EventStreamError {
 
 /// The message with which a stream begins: the operation's output without its events, which is an
 /// empty structure for SubscribeToShard.
-pub fn initial_response(protocol: Protocol) -> Bytes {
-    let payload: &'static [u8] = match protocol {
-        Protocol::Json => b"{}",
+pub fn initial_response(encoding: Encoding) -> Bytes {
+    let payload: &'static [u8] = match encoding {
+        Encoding::Json => b"{}",
         // A map of no entries.
-        Protocol::Cbor => b"\xa0",
+        Encoding::Cbor => b"\xa0",
     };
-    encode(":event-type", "initial-response", protocol.content_type(), "event", payload.into())
+    encode(":event-type", "initial-response", encoding.content_type(), "event", payload.into())
         .expect("two bytes of payload fit")
 }
 
@@ -84,18 +84,18 @@ pub fn event(
 pub fn exception(
     kind: ErrorKind,
     message: &str,
-    protocol: Protocol,
+    encoding: Encoding,
 ) -> Result<Bytes, EventStreamError> {
     let body = ExceptionBody { message };
-    let payload = match protocol {
-        Protocol::Json => serde_json::to_vec(&body).expect("a string is JSON"),
-        Protocol::Cbor => {
+    let payload = match encoding {
+        Encoding::Json => serde_json::to_vec(&body).expect("a string is JSON"),
+        Encoding::Cbor => {
             let mut bytes = Vec::with_capacity(16 + message.len());
             ciborium::into_writer(&body, &mut bytes).expect("a string is CBOR");
             bytes
         }
     };
-    let content_type = protocol.content_type();
+    let content_type = encoding.content_type();
     encode(":exception-type", kind.name(), content_type, "exception", payload.into())
 }
 
@@ -149,12 +149,12 @@ mod tests {
             \x0b:event-type\x07\0\x10initial-response\
             \r:content-type\x07\0\x1aapplication/x-amz-json-1.1\
             \r:message-type\x07\0\x05event{}\xac\xaek}";
-        assert_eq!(initial_response(Protocol::Json), expected);
+        assert_eq!(initial_response(Encoding::Json), expected);
     }
 
     #[test]
     fn an_initial_response_in_cbor_is_an_empty_map() {
-        let frame = initial_response(Protocol::Cbor);
+        let frame = initial_response(Encoding::Cbor);
         let message = read_message_from(&mut &frame[..]).expect("a whole message");
         assert_eq!(text(&message, ":content-type"), "application/x-amz-cbor-1.1");
         assert_eq!(message.payload().as_ref(), [0xa0]);
@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn an_exception_is_laid_out_like_the_services() {
-        let frame = exception(ErrorKind::KmsAccessDenied, "no \"key\"", Protocol::Json)
+        let frame = exception(ErrorKind::KmsAccessDenied, "no \"key\"", Encoding::Json)
             .expect("a short message");
         // Headers of the service's own message of this kind: 112 bytes.
         assert_eq!(frame[4..8], [0, 0, 0, 112]);
@@ -177,7 +177,7 @@ mod tests {
     #[test]
     fn an_exception_in_cbor_has_its_message() {
         let frame =
-            exception(ErrorKind::ResourceInUse, "busy", Protocol::Cbor).expect("a short message");
+            exception(ErrorKind::ResourceInUse, "busy", Encoding::Cbor).expect("a short message");
         let message = read_message_from(&mut &frame[..]).expect("a whole message");
         assert_eq!(message.payload().as_ref(), b"\xa1\x67message\x64busy");
     }
@@ -185,7 +185,7 @@ mod tests {
     #[test]
     fn an_event_has_its_payload_unchanged() {
         let payload = Bytes::from(vec![7u8; 3 << 20]);
-        let content_type = Protocol::Json.content_type();
+        let content_type = Encoding::Json.content_type();
         let frame = event("SubscribeToShardEvent", content_type, payload.clone()).expect("3 MiB");
         let message = read_message_from(&mut &frame[..]).expect("a whole message");
         assert_eq!(text(&message, ":event-type"), "SubscribeToShardEvent");
@@ -195,7 +195,7 @@ mod tests {
 
     #[test]
     fn a_payload_has_a_limit() {
-        let content_type = Protocol::Json.content_type();
+        let content_type = Encoding::Json.content_type();
         let most = Bytes::from(vec![0u8; PAYLOAD_BYTES_MAX]);
         assert!(event("SubscribeToShardEvent", content_type, most).is_ok());
         let more = Bytes::from(vec![0u8; PAYLOAD_BYTES_MAX + 1]);
@@ -207,7 +207,7 @@ mod tests {
 
     #[test]
     fn the_room_for_headers_suffices() {
-        let frame = exception(ErrorKind::ProvisionedThroughputExceeded, "", Protocol::Json)
+        let frame = exception(ErrorKind::ProvisionedThroughputExceeded, "", Encoding::Json)
             .expect("a short message");
         assert!(frame.len() <= OVERHEAD_BYTES + HEADERS_BYTES_MAX);
     }

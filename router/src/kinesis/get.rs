@@ -15,6 +15,7 @@ use super::answers::{ChildShardView, GetRecordsEnd, RecordsWriter};
 use super::codec::Encoding;
 use super::error::ApiError;
 use super::iterators::{Place, ShardIterator, check_readable, no_shard, read_failure};
+use super::policy::RequestTags;
 use super::put::{dry_run, throttle_message};
 use super::reading::{Children, RecordSource, millis_behind, record_bytes};
 use super::server::ApiResponse;
@@ -97,6 +98,7 @@ impl<S: Store + Clone> Service<S> {
                 )),
             });
         };
+        call.check_region(&stream.name)?;
         if let Some(named) = named.filter(|named| *named != stream.name) {
             return Err(ApiError::invalid_argument(format!(
                 "The shard iterator is not one of the stream {}.",
@@ -109,7 +111,7 @@ impl<S: Store + Clone> Service<S> {
             policy: stream.record.policy.as_deref(),
             tags: Some(&stream.record.tags),
         };
-        self.authorize_on(call, &call.action(), &asked, None)?;
+        self.authorize_on(call, &call.action(), &asked, RequestTags::Nothing)?;
         let answer = self.get_some(call, &stream, &iterator, &input).await;
         let read = answer.as_ref().ok().map(|outcome| &outcome.read);
         stream.counts().note_get_records(call.began.elapsed(), read);
@@ -162,7 +164,7 @@ impl<S: Store + Clone> Service<S> {
         let index = iterator.shard;
         let source = RecordSource::new(stream, index).ok_or_else(|| no_shard(stream, index))?;
         let mut body = Vec::new();
-        let mut pages = Pages::new(call.encoding(), &mut body, source, limit, iterator.place);
+        let mut pages = Pages::new(call.encoding, &mut body, source, limit, iterator.place);
         let mut end = pages.end(stream, index);
         let shard = shard_id(stream.id(), index);
         let fetch = |place: Place, bytes_max: u32| {

@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::error::ApiError;
-use super::policy::Policy;
+use super::policy::{Policy, RequestTags};
 use super::resource::ResourceName;
 use super::service::{Call, Service, read};
 use crate::control::store::Store;
@@ -31,7 +31,7 @@ impl<S: Store + Clone> Service<S> {
         let input: PolicyInput = read(input)?;
         let arn = input.resource_arn.as_str();
         let resource = ResourceName::parse(arn)?;
-        let attached = self.authorized_resource(call, &resource, None)?;
+        let attached = self.authorized_resource(call, &resource, RequestTags::Nothing)?;
         match call.operation.name.as_str() {
             "GetResourcePolicy" => {
                 let policy = attached.policy.ok_or_else(|| no_policy(arn))?;

@@ -27,7 +27,7 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
-pub use self::context::{Context, Tags};
+pub use self::context::{Context, RequestTags, Tags};
 pub use self::error::{POLICY_BYTES_MAX, PolicyError, PolicyFault};
 
 use self::context::Facts;

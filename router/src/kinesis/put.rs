@@ -96,7 +96,7 @@ impl<S: Store + Clone> Service<S> {
         call: &Call,
         body: &[u8],
     ) -> Result<ApiResponse, ApiError> {
-        let request = decode_put_record(call.encoding(), body)?;
+        let request = decode_put_record(call.encoding, body)?;
         let stream = self.stream_to_write(
             call,
             request.stream.name.as_deref(),
@@ -129,7 +129,7 @@ impl<S: Store + Clone> Service<S> {
             Fate::Stored(stored) => {
                 let mut body = Vec::new();
                 encode_put_record(
-                    call.encoding(),
+                    call.encoding,
                     &mut body,
                     &shard_name(stored.shard),
                     &stored.number().to_decimal(),
@@ -150,7 +150,7 @@ impl<S: Store + Clone> Service<S> {
         call: &Call,
         body: &[u8],
     ) -> Result<ApiResponse, ApiError> {
-        let request = decode_put_records(call.encoding(), body)?;
+        let request = decode_put_records(call.encoding, body)?;
         let stream = self.stream_to_write(
             call,
             request.stream.name.as_deref(),
@@ -175,7 +175,7 @@ impl<S: Store + Clone> Service<S> {
         }
         let outcome = self.store_records(stream, placed, request.records.len()).await;
         *written = outcome.written;
-        let body = answer(call.encoding(), stream, &outcome.fates);
+        let body = answer(call.encoding, stream, &outcome.fates);
         Ok(ApiResponse::Whole(Bytes::from(body)))
     }
 

@@ -15,6 +15,11 @@ use crate::control::store::{Expectation, Store, Transaction};
 /// What stands under a quota key: it only matters when it was put.
 const QUOTA_VALUE: &[u8] = b"{\"version\":1}";
 
+/// Open shards of a stream at most, with limits of accounts or without: each has a record in the
+/// store and a place in memory, and a count beyond that is a slip of whoever typed it. Fifty times
+/// what an account has by default.
+const STREAM_SHARDS_MAX: u64 = 1_000_000;
+
 /// What an account has in a region.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Usage {
@@ -158,4 +163,19 @@ impl<S: Store + Clone> Service<S> {
             stream.account_id, usage.on_demand_streams, stream.region
         )))
     }
+}
+
+/// Whether a stream may have so many open shards, whatever the limits of its account.
+///
+/// # Errors
+/// LimitExceededException.
+pub(super) fn check_stream_shards(stream: &StreamName, shards: u64) -> Result<(), ApiError> {
+    if shards <= STREAM_SHARDS_MAX {
+        return Ok(());
+    }
+    Err(ApiError::limit_exceeded(format!(
+        "Stream {} under account {} would have {shards} open shards, and a stream has \
+         {STREAM_SHARDS_MAX} at most. Ask for fewer, or use several streams.",
+        stream.name, stream.account_id
+    )))
 }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use thalweg_wire::hash_range::{HashKey, HashRange};
 
 use super::error::ApiError;
-use super::quota::Usage;
+use super::quota::{Usage, check_stream_shards};
 use super::service::{Call, Service, not_active, read};
 use super::shards::shard_of;
 use crate::control::catalog::Stream;
@@ -77,6 +77,7 @@ impl<S: Store + Clone> Service<S> {
         self.change_in_quota(&stream.name, |stream, usage| {
             check_mode(stream)?;
             let (index, shard) = shard_of(stream, &input.shard_to_split, call.now_ms)?;
+            check_stream_shards(&stream.name, stream.open_shards().len() as u64 + 1)?;
             self.check_shard_quota(&stream.name, usage, 1)?;
             let at = check_split(stream, index, shard, &input.new_starting_hash_key)?;
             check_open(stream, index, shard)?;
@@ -119,6 +120,7 @@ impl<S: Store + Clone> Service<S> {
         let (name, arn) = (input.stream_name.as_deref(), input.stream_arn.as_deref());
         let stream = self.authorized_stream(call, name, arn)?;
         let target = input.target_shard_count;
+        check_stream_shards(&stream.name, u64::from(target))?;
         let mut current = 0;
         self.change_in_quota(&stream.name, |stream, usage| {
             check_mode(stream)?;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::error::ApiError;
-use super::policy::Tags;
+use super::policy::RequestTags;
 use super::service::{
     CHANGE_ATTEMPTS_MAX, Call, Resource, Service, not_active, not_found, parse_stream_arn,
 };
@@ -122,7 +122,7 @@ impl ResourceName {
 
 impl<S: Store + Clone> Service<S> {
     /// What is attached to a resource, if the caller may do to it what the call asks for.
-    /// `request_tags` are those that the request carries.
+    /// `request_tags` are those that the request carries or names.
     ///
     /// # Errors
     /// AccessDeniedException, ResourceNotFoundException.
@@ -130,8 +130,9 @@ impl<S: Store + Clone> Service<S> {
         &self,
         call: &Call,
         resource: &ResourceName,
-        request_tags: Option<&Tags>,
+        request_tags: RequestTags<'_>,
     ) -> Result<Attached, ApiError> {
+        call.check_region(resource.stream())?;
         let stream = self.ground.catalog.stream(resource.stream());
         let attached = stream.as_deref().and_then(|stream| resource.attached(stream));
         // Who may not ask does not learn whether there is such a resource.

@@ -29,7 +29,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use api::{Api, ApiRequest, ApiResponse, Protocol};
+pub use api::{Api, ApiRequest, ApiResponse};
 pub use counts::{Refusals, ServerCounts};
 pub use events::{EVENTS_BYTES_MAX, EventSendError, EventSender, EventStream, event_channel};
 pub use limits::{ANSWER_BYTES_FREE, BODY_BYTES_MAX, HEAD_BYTES_MAX, HEADERS_MAX};

@@ -10,14 +10,14 @@ use thalweg_wire::limits::SHARD_BYTES_PER_S;
 
 use super::call_rates::CallRates;
 use super::check::check_output;
-use super::codec;
+use super::codec::{self, Encoding};
 use super::consumers;
 use super::error::{ApiError, ErrorKind};
 use super::iterators;
 use super::model::{Operation, model};
-use super::policy::{Context, Policy, Request, Tags};
+use super::policy::{Context, Policy, Request, RequestTags, Tags};
 use super::reading::Reading;
-use super::server::{Api, ApiRequest, ApiResponse, Protocol};
+use super::server::{Api, ApiRequest, ApiResponse};
 use super::sigv4::{AuthError, Authenticator, Caller};
 use super::token::Tokens;
 use super::validate::{Invalid, validate_input};
@@ -103,7 +103,7 @@ pub struct Call {
     /// The operation.
     pub operation: &'static Operation,
     /// The encoding of body and answer.
-    pub protocol: Protocol,
+    pub encoding: Encoding,
     /// When it came, milliseconds since 1970.
     pub now_ms: u64,
     /// The same by the clock that measures how long it takes.
@@ -126,13 +126,22 @@ impl Call {
         format!("kinesis:{}", self.operation.name)
     }
 
-    /// The encoding of body and answer, as the codecs name it.
-    #[must_use]
-    pub fn encoding(&self) -> codec::Encoding {
-        match self.protocol {
-            Protocol::Json => codec::Encoding::Json,
-            Protocol::Cbor => codec::Encoding::Cbor,
+    /// Whether a stream is of the region that the request was signed for. A region's endpoint has
+    /// that region's streams, and those alone are found, by whatever the request names them (the
+    /// KCL refuses ARNs of another region than its client's for that).
+    ///
+    /// # Errors
+    /// ResourceNotFoundException.
+    pub(super) fn check_region(&self, stream: &StreamName) -> Result<(), ApiError> {
+        let StreamName { account_id, region, name } = stream;
+        if *region == self.caller.region {
+            return Ok(());
         }
+        Err(ApiError::resource_not_found(format!(
+            "Stream {name} under account {account_id} not found: it is of {region}, and the \
+             request was signed for {}. Set the client's region to the stream's.",
+            self.caller.region
+        )))
     }
 
     /// A stream of the caller's account and region.
@@ -162,11 +171,11 @@ impl<S: Store + Clone> Service<S> {
         self.operation_counts.clone()
     }
 
-    /// The stream that a request names, by its name in the caller's own account and region, or by
-    /// its ARN in any.
+    /// The stream that a request names, by its name in the caller's own account, or by its ARN in
+    /// any; in the region that the request was signed for.
     ///
     /// # Errors
-    /// When neither is given, or the ARN is none, or they contradict.
+    /// When neither is given, or the ARN is none or of another region, or they contradict.
     pub(super) fn name_of(
         &self,
         call: &Call,
@@ -174,6 +183,7 @@ impl<S: Store + Clone> Service<S> {
         arn: Option<&str>,
     ) -> Result<StreamName, ApiError> {
         let by_arn = arn.map(parse_stream_arn).transpose()?;
+        by_arn.iter().try_for_each(|stream| call.check_region(stream))?;
         match (name, by_arn) {
             (None, None) => {
                 Err(ApiError::invalid_argument("Either StreamName or StreamARN must be specified."))
@@ -218,7 +228,7 @@ impl<S: Store + Clone> Service<S> {
             tags: record.map(|record| &record.tags),
         };
         // Who may not ask does not learn whether there is such a stream.
-        self.authorize_on(call, &call.action(), &asked, None)?;
+        self.authorize_on(call, &call.action(), &asked, RequestTags::Nothing)?;
         stream.ok_or_else(|| not_found(&name))
     }
 
@@ -237,10 +247,10 @@ impl<S: Store + Clone> Service<S> {
     ) -> Result<(), ApiError> {
         let asked =
             Resource { arn: resource_arn, account_id: resource_account, policy, tags: None };
-        self.authorize_on(call, action, &asked, None)
+        self.authorize_on(call, action, &asked, RequestTags::Nothing)
     }
 
-    /// The same of a resource that has tags, or a request that carries some.
+    /// The same of a resource that has tags, or a request that says something of some.
     ///
     /// # Errors
     /// AccessDeniedException, with the service's message.
@@ -249,7 +259,7 @@ impl<S: Store + Clone> Service<S> {
         call: &Call,
         action: &str,
         resource: &Resource<'_>,
-        request_tags: Option<&Tags>,
+        request_tags: RequestTags<'_>,
     ) -> Result<(), ApiError> {
         let policy = resource.policy.map(Policy::parse_resource).transpose().map_err(|error| {
             tracing::error!(arn = resource.arn, %error, "a recorded policy cannot be read");
@@ -341,7 +351,7 @@ impl<S: Store + Clone> Service<S> {
         let call = Call {
             caller,
             operation,
-            protocol: request.protocol,
+            encoding: request.encoding,
             now_ms,
             began,
             context: CallContext {
@@ -404,7 +414,7 @@ impl<S: Store + Clone> Service<S> {
     /// A request's body, read and held against the model.
     pub(super) fn input(&self, call: &Call, body: &[u8]) -> Result<Value, ApiError> {
         let shape = model().shape(call.operation.input);
-        let input = codec::decode(call.encoding(), shape, body)?;
+        let input = codec::decode(call.encoding, shape, body)?;
         validate_input(call.operation, &input)?;
         Ok(input)
     }
@@ -417,7 +427,7 @@ impl<S: Store + Clone> Service<S> {
         }
         let Some(output) = output else { return Ok(ApiResponse::Whole(bytes::Bytes::new())) };
         let shape = call.operation.output.map(|shape| model().shape(shape));
-        let body = codec::encode(call.encoding(), shape, &output).map_err(|error| {
+        let body = codec::encode(call.encoding, shape, &output).map_err(|error| {
             tracing::error!(operation = %call.operation.name, %error, "an answer is no answer");
             ApiError::internal_failure()
         })?;

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::error::{ApiError, ErrorKind};
-use super::quota::Usage;
+use super::quota::{Usage, check_stream_shards};
 use super::service::{Call, Service, not_active, not_found, read};
 use super::streams::{
     DistributionStrategy, ON_DEMAND_SHARDS, StreamModeDetails, not_distributed, warm_shards,
@@ -399,6 +399,7 @@ impl<S: Store + Clone> Service<S> {
     ) -> Result<(), ApiError> {
         let open = open_ranges(stream);
         let target = warm_shards(mibps).max(ON_DEMAND_SHARDS);
+        check_stream_shards(&stream.name, u64::from(target))?;
         let more = u64::from(target).saturating_sub(open.len() as u64);
         self.check_shard_quota(&stream.name, usage, more)?;
         record.warm_mibps = Some(mibps);

@@ -7,7 +7,7 @@ use super::codec::timestamp_ms;
 use super::error::ApiError;
 use super::service::{Call, Service, not_active, not_found, read};
 use super::shard_view::describe_shard;
-use super::token::{TokenContent, TokenError, TokenKind};
+use super::token::{TokenContent, TokenKind, next_token_error};
 use crate::control::catalog::Stream;
 use crate::control::record::{ShardRecord, StreamName, StreamStatus, shard_name};
 use crate::control::retention::{horizon_ms, is_expired};
@@ -120,7 +120,7 @@ impl<S: Store + Clone> Service<S> {
         drop(listed);
         if goes_on {
             let token = self.tokens.seal(&Place { after: last, ..place }).await;
-            output.insert("NextToken".to_owned(), Value::String(token.map_err(token_error)?));
+            output.insert("NextToken".to_owned(), Value::String(token.map_err(next_token_error)?));
         }
         Ok(Value::Object(output))
     }
@@ -172,7 +172,7 @@ impl<S: Store + Clone> Service<S> {
                 )));
             }
         }
-        let place: Place = self.tokens.open(token).await.map_err(token_error)?;
+        let place: Place = self.tokens.open(token).await.map_err(next_token_error)?;
         let name = StreamName {
             account_id: place.account_id.clone(),
             region: place.region.clone(),
@@ -306,24 +306,6 @@ fn no_shard(shard_id: &str, stream: &StreamName) -> ApiError {
         "Could not find shard {shard_id} in stream {} under account {}.",
         stream.name, stream.account_id
     ))
-}
-
-/// A listing's token that cannot be used, as the API tells it.
-pub(super) fn token_error(error: TokenError) -> ApiError {
-    match error {
-        TokenError::Invalid => ApiError::invalid_argument("NextToken is invalid."),
-        TokenError::Expired { issued_ms, now_ms, lifetime } => {
-            ApiError::expired_next_token(format!(
-                "NextToken expired. It was created at {issued_ms} ms while right now it is \
-                 {now_ms} ms, which is more than the tolerated delay of {} milliseconds later.",
-                lifetime.as_millis()
-            ))
-        }
-        TokenError::Keys(error) => {
-            tracing::error!(%error, "a token could not be sealed or opened");
-            ApiError::internal_failure()
-        }
-    }
 }
 
 #[cfg(test)]

@@ -148,7 +148,8 @@ impl Authenticator {
         let matches = from_hexadecimal(&parameters.signature)
             .is_some_and(|signature| signing_key.verifies(string_to_sign.as_bytes(), &signature));
         if !matches {
-            return Err(AuthError::mismatch(canonical(View::Shown), string_to_sign));
+            let shown = String::from_utf8_lossy(&canonical(View::Shown)).into_owned();
+            return Err(AuthError::mismatch(shown, string_to_sign));
         }
         key.secret.remember(&signing_key);
         let token_is_right = match (&key.session_token, &parameters.session_token) {
@@ -222,9 +223,9 @@ fn check_payload_is_signed(head: &Parts) -> Result<(), AuthError> {
     }
 }
 
-fn string_to_sign(canonical: &str, credential: &Credential<'_>, time: &SignatureTime) -> String {
+fn string_to_sign(canonical: &[u8], credential: &Credential<'_>, time: &SignatureTime) -> String {
     let Credential { date, region, service, .. } = credential;
-    let hash = hexadecimal(digest::digest(&digest::SHA256, canonical.as_bytes()).as_ref());
+    let hash = hexadecimal(digest::digest(&digest::SHA256, canonical).as_ref());
     format!("{ALGORITHM}\n{}\n{date}/{region}/{service}/{TERMINATOR}\n{hash}", time.basic)
 }
 

@@ -10,12 +10,13 @@ use serde_json::{Value, json};
 use thalweg_wire::ids::StreamId;
 
 use super::codec::timestamp;
-use super::error::{ApiError, ErrorKind};
-use super::quota::Usage;
+use super::error::ApiError;
+use super::policy::RequestTags;
+use super::quota::{Usage, check_stream_shards};
 use super::service::{Call, Resource, SHARD_MIBPS, Service, not_found, read};
 use super::shard_view::{describe_shard, shown_open_shards, shown_shards};
-use super::tags::{TAGS_MAX, check_new_tags};
-use super::token::{TokenContent, TokenError, TokenKind};
+use super::tags::check_new_tags;
+use super::token::{TokenContent, TokenError, TokenKind, next_token_error};
 use crate::control::catalog::{Catalog, Stream};
 use crate::control::record::{
     Encryption, Intent, RECORD_VERSION, RecordKey, StreamMode, StreamName, StreamRecord,
@@ -156,9 +157,10 @@ impl<S: Store + Clone> Service<S> {
         let arn = name.arn();
         let asked = Resource { arn: &arn, account_id: &name.account_id, policy: None, tags: None };
         for action in actions {
-            self.authorize_on(call, &action, &asked, Some(&request.tags))?;
+            self.authorize_on(call, &action, &asked, RequestTags::Tags(&request.tags))?;
         }
         let shards = request.shards()?;
+        check_stream_shards(&name, u64::from(shards))?;
         let told = format!("stream {} under account {}", name.name, name.account_id);
         check_new_tags(&request.tags, &told)?;
         if let Some(mibps) = request.warm_mibps {
@@ -320,7 +322,8 @@ impl<S: Store + Clone> Service<S> {
         names.truncate(limit);
         let mut page = json!({ "HasMoreStreams": has_more });
         if let Some(last) = names.last().filter(|_| has_more) {
-            let token = self.tokens.seal(&ListedUpTo(last.clone())).await.map_err(token_error)?;
+            let token =
+                self.tokens.seal(&ListedUpTo(last.clone())).await.map_err(next_token_error)?;
             page["NextToken"] = Value::from(token);
         }
         let streams: Vec<_> =
@@ -331,9 +334,9 @@ impl<S: Store + Clone> Service<S> {
     }
 
     async fn listed_up_to(&self, call: &Call, token: &str) -> Result<StreamName, ApiError> {
-        let ListedUpTo(last) = self.tokens.open(token).await.map_err(token_error)?;
+        let ListedUpTo(last) = self.tokens.open(token).await.map_err(next_token_error)?;
         if last != call.own_stream(&last.name) {
-            return Err(token_error(TokenError::Invalid));
+            return Err(next_token_error(TokenError::Invalid));
         }
         Ok(last)
     }
@@ -347,12 +350,6 @@ impl CreateStream {
 
     /// How many shards it begins with, of a request that makes sense.
     fn shards(&self) -> Result<u32, ApiError> {
-        if self.tags.len() > TAGS_MAX {
-            return Err(ApiError::invalid_argument(format!(
-                "A stream has {TAGS_MAX} tags at most; the request has {}.",
-                self.tags.len()
-            )));
-        }
         match (self.mode(), self.shard_count) {
             (StreamMode::OnDemand, Some(_)) => {
                 Err(ApiError::validation("ShardCount is not expected when StreamMode=ON_DEMAND"))
@@ -491,26 +488,9 @@ fn shard_not_found(stream: &StreamName, shard: &str) -> ApiError {
     ))
 }
 
-/// What a token of a listing that cannot be used is answered with.
-fn token_error(error: TokenError) -> ApiError {
-    match error {
-        TokenError::Invalid => ApiError::invalid_argument("The NextToken is invalid."),
-        TokenError::Expired { lifetime, .. } => ApiError::new(
-            ErrorKind::ExpiredNextToken,
-            format!(
-                "The NextToken has expired: it is good for {} seconds. Begin the listing anew.",
-                lifetime.as_secs()
-            ),
-        ),
-        TokenError::Keys(error) => {
-            tracing::error!(%error, "tokens cannot be used");
-            ApiError::internal_failure()
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::error::ErrorKind;
     use super::*;
 
     fn request(input: Value) -> CreateStream {
@@ -540,9 +520,6 @@ mod tests {
         assert_eq!(provisioned("WarmThroughputMiBps", json!(1)), ErrorKind::Validation);
         let strategy = provisioned("RecordDistributionStrategy", json!("AUTO"));
         assert_eq!(strategy, ErrorKind::InvalidArgument);
-        let tags: BTreeMap<String, String> =
-            (0..51).map(|at| (at.to_string(), String::new())).collect();
-        assert_eq!(provisioned("Tags", json!(tags)), ErrorKind::InvalidArgument);
     }
 
     #[test]

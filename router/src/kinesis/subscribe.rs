@@ -25,7 +25,7 @@ use super::iterators::{
 };
 use super::put::dry_run;
 use super::reading::{Children, RecordSource, millis_behind, record_bytes};
-use super::server::{ApiResponse, EventSender, Protocol, event_channel};
+use super::server::{ApiResponse, EventSender, event_channel};
 use super::service::{Call, Service, not_found, read};
 use super::subscriptions::{SubscriptionKey, Ticket};
 use crate::control::NowMs;
@@ -127,8 +127,7 @@ impl<S: Store + Clone> Service<S> {
             catalog: self.ground.catalog.clone(),
             fetcher: self.ground.fetcher.clone(),
             now_ms: self.ground.now_ms.clone(),
-            protocol: call.protocol,
-            encoding: call.encoding(),
+            encoding: call.encoding,
             consumer,
             consumer_created_ms: found.record.created_ms,
             stream: stream.id(),
@@ -168,7 +167,6 @@ struct Subscriber {
     catalog: Arc<Catalog>,
     fetcher: Fetcher,
     now_ms: NowMs,
-    protocol: Protocol,
     encoding: Encoding,
     consumer: ConsumerName,
     consumer_created_ms: u64,
@@ -200,7 +198,7 @@ impl Subscriber {
     async fn run(mut self, sender: EventSender, ticket: Ticket) {
         let deadline = Instant::now() + LIFETIME;
         let (consumer, shard) = (self.consumer.clone(), self.shard);
-        let (protocol, taken_over) = (self.protocol, ticket.taken_over());
+        let (encoding, taken_over) = (self.encoding, ticket.taken_over());
         let end = tokio::select! {
             end = self.push_all(&sender) => end,
             () = taken_over.cancelled() => End::Failed(in_use(&consumer, shard)),
@@ -209,7 +207,7 @@ impl Subscriber {
         };
         if let End::Failed(error) = end {
             tracing::debug!(%error, shard, consumer = %consumer.name, "a subscription failed");
-            match exception(error.kind, &error.message, protocol) {
+            match exception(error.kind, &error.message, encoding) {
                 // A client that takes nothing does not learn why its stream ends.
                 Ok(message) => drop(sender.send_within(message, LAST_MESSAGE_WAIT).await),
                 Err(error) => tracing::error!(%error, "an exception cannot be sent"),
@@ -220,7 +218,7 @@ impl Subscriber {
     }
 
     async fn push_all(&mut self, sender: &EventSender) -> End {
-        if sender.send(initial_response(self.protocol)).await.is_err() {
+        if sender.send(initial_response(self.encoding)).await.is_err() {
             return End::Quiet;
         }
         let (mut failing_since, mut pause) = (None, PAUSE.0);
@@ -456,7 +454,7 @@ impl Subscriber {
         read: &Read,
     ) -> Result<(), Stop> {
         let message: Bytes =
-            event(EVENT, self.protocol.content_type(), payload.into()).map_err(|error| {
+            event(EVENT, self.encoding.content_type(), payload.into()).map_err(|error| {
                 tracing::error!(%error, "an event cannot be sent");
                 Stop::End(End::Failed(internal_failure()))
             })?;

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::error::ApiError;
-use super::policy::Tags;
+use super::policy::{RequestTags, Tags};
 use super::resource::{Attached, ResourceName};
 use super::service::{Call, Service, read};
 use crate::control::store::Store;
@@ -21,8 +21,9 @@ pub(super) const OPERATIONS: &[&str] = &[
     "UntagResource",
 ];
 
-/// Tags of a resource (API reference, AddTagsToStream and TagResource).
-pub(super) const TAGS_MAX: usize = 50;
+/// Tags of a resource (API reference, AddTagsToStream, TagResource, CreateStream and
+/// RegisterStreamConsumer).
+const TAGS_MAX: usize = 50;
 /// What is allowed in keys and values beside letters, digits and white space (observed at the
 /// service by kinesalite; API reference, TagResource). Of these, `%` passes the first check and not
 /// the second.
@@ -82,32 +83,24 @@ impl<S: Store + Clone> Service<S> {
 
     async fn add_tags(&self, call: &Call, input: AddInput) -> Result<(), ApiError> {
         let resource = self.resource_of(call, &input.named)?;
-        self.authorized_resource(call, &resource, Some(&input.tags))?;
+        self.authorized_resource(call, &resource, RequestTags::Tags(&input.tags))?;
         check_new_tags(&input.tags, &told(&resource))?;
         self.change_attached(&resource, |attached| {
             attached.tags.extend(input.tags.clone());
-            if attached.tags.len() > TAGS_MAX {
-                return Err(ApiError::invalid_argument(format!(
-                    "Failed to add tags to {} because a given resource cannot have more than \
-                     {TAGS_MAX} tags associated with it.",
-                    told(&resource)
-                )));
-            }
-            Ok(())
+            check_count(&attached.tags, &told(&resource))
         })
         .await
     }
 
     async fn remove_tags(&self, call: &Call, input: RemoveInput) -> Result<(), ApiError> {
         let resource = self.resource_of(call, &input.named)?;
-        // A request that removes tags carries their keys.
-        let keys: Tags = input.tag_keys.iter().map(|key| (key.clone(), String::new())).collect();
-        self.authorized_resource(call, &resource, Some(&keys))?;
-        check_characters(input.tag_keys.iter(), || {
+        let keys = &input.tag_keys;
+        self.authorized_resource(call, &resource, RequestTags::Keys(keys))?;
+        check_characters(keys.iter(), || {
             format!("Failed to remove tags from {}", told(&resource))
         })?;
         self.change_attached(&resource, |attached| {
-            attached.tags.retain(|key, _| !keys.contains_key(key));
+            attached.tags.retain(|key, _| !keys.contains(key));
             Ok(())
         })
         .await
@@ -115,7 +108,8 @@ impl<S: Store + Clone> Service<S> {
 
     fn list_tags(&self, call: &Call, input: ListInput) -> Result<Value, ApiError> {
         let resource = self.resource_of(call, &input.named)?;
-        let Attached { tags, .. } = self.authorized_resource(call, &resource, None)?;
+        let Attached { tags, .. } =
+            self.authorized_resource(call, &resource, RequestTags::Nothing)?;
         let start = input.exclusive_start_tag_key.as_deref();
         let mut behind =
             tags.iter().filter(|(key, _)| start.is_none_or(|start| key.as_str() > start));
@@ -142,20 +136,31 @@ impl<S: Store + Clone> Service<S> {
     }
 }
 
-/// Whether a resource, as messages tell of it, may have these tags, whatever it has already.
+/// Whether a resource, as messages tell of it, may have these tags, if it has no others yet.
 ///
 /// # Errors
 /// InvalidArgumentException.
 pub(super) fn check_new_tags(tags: &Tags, told: &str) -> Result<(), ApiError> {
     let texts = tags.iter().flat_map(|(key, value)| [key, value]);
     check_characters(texts, || format!("Failed to add tags to {told}"))?;
-    match tags.keys().find(|key| is_reserved(key)) {
-        None => Ok(()),
-        Some(key) => Err(ApiError::invalid_argument(format!(
+    if let Some(key) = tags.keys().find(|key| is_reserved(key)) {
+        return Err(ApiError::invalid_argument(format!(
             "The tag key {key} begins with {RESERVED_PREFIX}, which is reserved: choose another \
              one."
-        ))),
+        )));
     }
+    check_count(tags, told)
+}
+
+/// Whether a resource, as messages tell of it, may have so many tags.
+fn check_count(tags: &Tags, told: &str) -> Result<(), ApiError> {
+    if tags.len() <= TAGS_MAX {
+        return Ok(());
+    }
+    Err(ApiError::invalid_argument(format!(
+        "Failed to add tags to {told} because a given resource cannot have more than {TAGS_MAX} \
+         tags associated with it."
+    )))
 }
 
 /// A resource as messages tell of it.

@@ -24,6 +24,7 @@ use ring::hkdf::{HKDF_SHA256, Salt};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::error::ApiError;
 use crate::control::NowMs;
 use crate::control::record::{RECORD_VERSION, RecordError, decode_record, encode_record};
 use crate::control::store::{CommitError, Expectation, ReadError, Store, Transaction};
@@ -143,6 +144,26 @@ pub enum TokenKeysError {
         /// What it said.
         cause: String,
     },
+}
+
+/// What a NextToken that cannot be used or made is answered with, by each operation that lists (API
+/// reference, ListShards, ListStreams and ListStreamConsumers: InvalidArgumentException, and
+/// ExpiredNextTokenException after 300 seconds).
+pub(super) fn next_token_error(error: TokenError) -> ApiError {
+    match error {
+        TokenError::Invalid => ApiError::invalid_argument(
+            "NextToken is invalid: it is not one that this listing was answered with. Begin the \
+             listing anew.",
+        ),
+        TokenError::Expired { lifetime, .. } => ApiError::expired_next_token(format!(
+            "NextToken is expired: it can be used for {} seconds. Begin the listing anew.",
+            lifetime.as_secs()
+        )),
+        TokenError::Keys(error) => {
+            tracing::error!(%error, "a token can be neither made nor read");
+            ApiError::internal_failure()
+        }
+    }
 }
 
 /// Seals and opens tokens under the keys that a store has.

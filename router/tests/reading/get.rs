@@ -8,7 +8,7 @@ use thalweg_wire::sequence_number::SequenceNumber;
 
 use crate::stream::{create, data_of, iterator, put, put_all, split};
 use crate::support::PATIENCE;
-use crate::support::router::{RouterOptions, TestRouter};
+use crate::support::router::{ACCOUNT, RouterOptions, TestRouter};
 
 async fn get(router: &TestRouter, iterator: &str, limit: Option<u32>) -> Value {
     let mut input = json!({ "ShardIterator": iterator });
@@ -332,4 +332,72 @@ async fn a_shard_is_read_no_faster_than_it_may_be() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     };
     assert!(silence >= Duration::from_millis(1400), "{silence:?}");
+}
+
+/// Nothing is kept of an iterator: another router, behind another start of the node, goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_iterator_outlives_its_router() {
+    let router = TestRouter::start().await;
+    create(&router, "s", 1, 1024).await;
+    for text in ["a", "b", "c"] {
+        put(&router, "s", text.as_bytes()).await;
+    }
+    let all = iterator(&router, "s", json!({ "ShardIteratorType": "TRIM_HORIZON" })).await;
+    let first = get(&router, &all, Some(1)).await;
+    let next = first["NextShardIterator"].as_str().expect("the shard is open").to_owned();
+    let router = TestRouter::start_in(router.stop().await, RouterOptions::default()).await;
+    put(&router, "s", b"d").await;
+    assert_eq!(data_of(&get(&router, &next, None).await), [b"b", b"c", b"d"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_may_not_read_is_told_so() {
+    let key = |id: &str, account: &str, policy: &str| {
+        format!(
+            "[[key]]\naccess_key_id = \"{id}\"\nsecret_access_key = \"0123456789abcdef{id}\"\n\
+             account_id = \"{account}\"\nuser = \"{id}\"\n{policy}\n"
+        )
+    };
+    let statement = r#"{"Effect":"Allow","Action":"kinesis:GetShardIterator","Resource":"*"}"#;
+    let finder = format!("policies = ['{{\"Statement\":{statement}}}']");
+    let credentials = key("ADMIN", ACCOUNT, "")
+        + &key("FINDER", ACCOUNT, &finder)
+        + &key("OTHER", "999999999999", "");
+    let options = RouterOptions { credentials: Some(credentials), ..RouterOptions::default() };
+    let router = TestRouter::start_with(options).await;
+    let with = |id: &str| router.client().with_key(id, &format!("0123456789abcdef{id}"));
+    let (admin, finder, other) = (with("ADMIN"), with("FINDER"), with("OTHER"));
+    admin.call("CreateStream", json!({ "StreamName": "s", "ShardCount": 1 })).await;
+    admin.wait_until_active("s").await;
+    let input = json!({
+        "StreamName": "s", "ShardId": "shardId-000000000000", "ShardIteratorType": "LATEST",
+    });
+    let output = finder.call("GetShardIterator", input).await;
+    // Who has the iterator may not read for that alone.
+    let input = json!({ "ShardIterator": output["ShardIterator"] });
+    let message = finder.fail("GetRecords", input.clone(), "AccessDeniedException").await;
+    assert!(message.contains("kinesis:GetRecords on resource: arn:aws:kinesis:"), "{message}");
+    other.fail("GetRecords", input.clone(), "AccessDeniedException").await;
+    admin.call("GetRecords", input).await;
+
+    let stream = format!("arn:aws:kinesis:us-east-1:{ACCOUNT}:stream/s");
+    let named = json!({ "StreamARN": stream, "ConsumerName": "c" });
+    let by_arn = json!({ "ConsumerARN": format!("{stream}/consumer/c:5") });
+    for client in [&finder, &other] {
+        for operation in ["RegisterStreamConsumer", "DescribeStreamConsumer"] {
+            client.fail(operation, named.clone(), "AccessDeniedException").await;
+        }
+        // Whether there is such a consumer, they do not learn.
+        for operation in ["DescribeStreamConsumer", "DeregisterStreamConsumer"] {
+            client.fail(operation, by_arn.clone(), "AccessDeniedException").await;
+        }
+        let input = json!({ "StreamARN": stream });
+        client.fail("ListStreamConsumers", input, "AccessDeniedException").await;
+        let input = json!({
+            "ConsumerARN": by_arn["ConsumerARN"],
+            "ShardId": "shardId-000000000000",
+            "StartingPosition": { "Type": "LATEST" },
+        });
+        client.fail("SubscribeToShard", input, "AccessDeniedException").await;
+    }
 }

@@ -1,13 +1,9 @@
-//! Streams that the tests read, made and changed by what the store has of them.
+//! Streams that the tests read.
 
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use thalweg_router::control::record::{RecordKey, encode_record};
-use thalweg_router::control::store::{Expectation, Store, Transaction};
-use thalweg_wire::hash_range::HashKey;
 
-use crate::support::PATIENCE;
 use crate::support::router::TestRouter;
 
 /// Creates a stream and waits until it is active.
@@ -19,42 +15,15 @@ pub(crate) async fn create(router: &TestRouter, name: &str, shards: u32, max_rec
     router.client().wait_until_active(name).await;
 }
 
-/// Has something become of a stream.
-pub(crate) async fn intend(router: &TestRouter, name: &str, status: &str, intent: Value) {
-    let stream = router.stream(name);
-    let mut record = serde_json::to_value(&stream.record).expect("a record is JSON");
-    record["status"] = json!(status);
-    record["intent"] = intent;
-    let key = RecordKey::Stream(stream.name.clone()).encode();
-    let transaction = Transaction::new()
-        .expect(key.clone(), Expectation::ModRevision(stream.mod_revision))
-        .put(key, encode_record(&record));
-    router.store.commit(transaction).await.expect("nobody else changes it");
-}
-
-/// Splits shard 0 of a stream of one shard into the shards 1 and 2.
+/// Splits shard 0 of a stream of one shard in half, into the shards 1 and 2.
 pub(crate) async fn split(router: &TestRouter, name: &str) {
-    let half = HashKey(1 << 127);
-    let child = |index: u32, start: HashKey, end: HashKey| json!({ "index": index, "range": [start.0.to_string(), end.0.to_string()] });
-    let children = [child(1, HashKey(0), HashKey(half.0 - 1)), child(2, half, HashKey(u128::MAX))];
-    let steps = json!([{ "parents": [0], "children": children }]);
-    intend(router, name, "UPDATING", json!({ "do": "reshard", "steps": steps })).await;
-    wait_until_settled(router, name).await;
-}
-
-async fn wait_until_settled(router: &TestRouter, name: &str) {
-    let mut changes = router.catalog.changes();
-    let settled = async {
-        loop {
-            changes.mark_unchanged();
-            let stream = router.catalog.stream(&TestRouter::name_of(name));
-            if stream.is_some_and(|stream| stream.record.intent.is_none()) {
-                return;
-            }
-            changes.changed().await.expect("the catalog is there");
-        }
-    };
-    tokio::time::timeout(PATIENCE, settled).await.expect("the stream is settled in time");
+    let input = json!({
+        "StreamName": name,
+        "ShardToSplit": "shardId-000000000000",
+        "NewStartingHashKey": (1_u128 << 127).to_string(),
+    });
+    router.client().call("SplitShard", input).await;
+    router.client().wait_until_active(name).await;
 }
 
 /// Puts a record.

@@ -316,6 +316,32 @@ async fn the_largest_records_are_pushed() {
     assert!(subscription.records(5).await.0 == data);
 }
 
+/// The credit of a subscription is that of the largest record at its beginning. What was put before
+/// that was lowered, or after it was raised, has a batch beyond all of the credit: the node sends
+/// nothing then, and it is fetched.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn records_beyond_the_credit_are_pushed_when_the_largest_changes() {
+    let router = unlimited().await;
+    create(&router, "s", 1, 10_240).await;
+    let consumer = register(&router, "c").await;
+    let size = async |kib: u32| {
+        let arn = "arn:aws:kinesis:us-east-1:123456789012:stream/s";
+        let input = json!({ "StreamARN": arn, "MaxRecordSizeInKiB": kib });
+        router.client().call("UpdateMaxRecordSize", input).await;
+        router.client().wait_until_active("s").await;
+    };
+    let (large, small) = (vec![1; 6 << 20], vec![2; 1000]);
+    put(&router, "s", &large).await;
+    put(&router, "s", &small).await;
+    size(1024).await;
+    let mut subscription = Subscription::begin(&router, &consumer, trim_horizon()).await;
+    assert!(subscription.records(2).await.0 == [large.clone(), small.clone()]);
+    size(10_240).await;
+    put(&router, "s", &large).await;
+    put(&router, "s", &small).await;
+    assert!(subscription.records(2).await.0 == [large, small]);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_consumer_gets_two_mebibytes_a_second() {
     let router = TestRouter::start_with(RouterOptions {

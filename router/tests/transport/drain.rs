@@ -72,6 +72,13 @@ async fn http_2_is_told_to_go_away() {
     let away = client.until(|frame| frame.kind == http2::GOAWAY).await;
     // NO_ERROR, and no stream is refused yet.
     assert_eq!(away.payload[..8], [0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 0]);
+    // Until it is, whoever asks learns what goes on: status 503, in the code of RFC 7541.
+    let health = [(":method", "GET"), (":scheme", "http"), (":path", "/health")];
+    let block = http2::header_block(&health);
+    client.send(&http2::frame(http2::HEADERS, flags, 3, &block)).await;
+    let answer = client.until(|frame| frame.kind == http2::HEADERS).await;
+    assert_eq!(answer.stream, 3);
+    assert!(answer.payload.windows(3).any(|bytes| bytes == [0x6c, 0x0c, 0xff]), "{answer:?}");
     gate.add_permits(1);
     let answer = client.until(|frame| frame.kind == http2::HEADERS).await;
     assert_eq!(answer.stream, 1);

@@ -5,9 +5,10 @@ use std::time::Duration;
 use aws_smithy_eventstream::frame::{DecodedFrame, MessageFrameDecoder};
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
+use thalweg_router::kinesis::codec::Encoding;
 use thalweg_router::kinesis::error::ErrorKind;
 use thalweg_router::kinesis::event_stream::{event, exception};
-use thalweg_router::kinesis::server::{EventSendError, EventSender, Limits, Protocol};
+use thalweg_router::kinesis::server::{EventSendError, EventSender, Limits};
 
 use crate::http2::{self, END_HEADERS, END_STREAM, Frames, HEADERS, RESET, SETTINGS, call};
 use crate::support::{PATIENCE, Served, request_with, send_events, short_limits};
@@ -37,13 +38,13 @@ fn decode(body: &[u8]) -> Vec<(String, Vec<u8>)> {
 }
 
 async fn send_three(sender: EventSender) {
-    let content_type = Protocol::Json.content_type();
+    let content_type = Encoding::Json.content_type();
     for payload in [&b"{\"a\":1}"[..], &vec![b'x'; 900_000]] {
         let payload = Bytes::copy_from_slice(payload);
         let message = event("SubscribeToShardEvent", content_type, payload).expect("it fits");
         sender.send(message).await.expect("the client is there");
     }
-    let last = exception(ErrorKind::ResourceInUse, "taken over", Protocol::Json);
+    let last = exception(ErrorKind::ResourceInUse, "taken over", Encoding::Json);
     sender.send(last.expect("it fits")).await.expect("the client is there");
 }
 

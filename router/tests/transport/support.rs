@@ -7,11 +7,12 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use thalweg_router::kinesis::codec::Encoding;
 use thalweg_router::kinesis::error::ApiError;
 use thalweg_router::kinesis::event_stream::{event, initial_response};
 use thalweg_router::kinesis::server::{
-    Api, ApiRequest, ApiResponse, EventSendError, EventSender, Limits, Protocol, Server,
-    ServerConfig, ServerCounts, event_channel,
+    Api, ApiRequest, ApiResponse, EventSendError, EventSender, Limits, Server, ServerConfig,
+    ServerCounts, event_channel,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -78,10 +79,10 @@ impl TestApi {
             "Who" => {
                 let host = request.head.headers.get("host");
                 let host = host.map_or("none", |host| host.to_str().expect("ASCII"));
-                let ApiRequest { peer, is_tls, protocol, request_id, .. } = &request;
+                let ApiRequest { peer, is_tls, encoding, request_id, .. } = &request;
                 let version = request.head.version;
                 Ok(whole(format!(
-                    "{version:?} {protocol:?} host={host} ip={} tls={is_tls} id={request_id}",
+                    "{version:?} {encoding:?} host={host} ip={} tls={is_tls} id={request_id}",
                     peer.ip()
                 )))
             }
@@ -101,7 +102,7 @@ impl TestApi {
             "Large" => Ok(ApiResponse::Whole(vec![b'x'; number("x-test-bytes") as usize].into())),
             "Events" => {
                 let (sender, stream) = event_channel(number("x-test-bytes") as usize);
-                let first = initial_response(request.protocol);
+                let first = initial_response(request.encoding);
                 sender.send(first).await.expect("there is room for the first");
                 self.senders.send(sender).expect("the test waits for it");
                 Ok(ApiResponse::Events(stream))
@@ -317,7 +318,7 @@ pub(crate) fn request_with(operation: &str, headers: &str, body: impl AsRef<[u8]
 
 /// A request's head, without a length.
 pub(crate) fn head(operation: &str, headers: &str) -> Vec<u8> {
-    let content_type = Protocol::Json.content_type();
+    let content_type = Encoding::Json.content_type();
     format!(
         "POST / HTTP/1.1\r\nhost: localhost\r\ncontent-type: {content_type}\r\n\
          x-amz-target: Kinesis_20131202.{operation}\r\n{headers}\r\n"
@@ -332,7 +333,7 @@ pub(crate) async fn send_events(
     patience: Duration,
 ) -> (usize, EventSendError) {
     let payload = Bytes::from(vec![b'e'; bytes]);
-    let content_type = Protocol::Json.content_type();
+    let content_type = Encoding::Json.content_type();
     let message = event("SubscribeToShardEvent", content_type, payload).expect("a small payload");
     let mut sent = 0;
     loop {

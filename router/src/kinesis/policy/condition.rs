@@ -356,7 +356,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::kinesis::policy::context::{Context, Tags};
+    use crate::kinesis::policy::context::{Context, RequestTags, Tags};
     use crate::kinesis::principal::Principal;
 
     /// alice at 2015-08-30T12:36:00Z from 192.0.2.7, with two tags in the request.
@@ -366,7 +366,7 @@ mod tests {
         let tags: Tags = tags.map(|(key, value)| (key.to_owned(), value.to_owned())).into();
         let context = Context {
             source_ip: Some("192.0.2.7".parse().expect("an address")),
-            request_tags: Some(&tags),
+            request_tags: RequestTags::Tags(&tags),
             ..Context::new(UNIX_EPOCH + Duration::from_secs(1_440_938_160), "eu-west-1")
         };
         let facts = Facts { principal: &principal, resource_account: "210987654321", context };

@@ -20,6 +20,19 @@ const USER_AGENT_BYTES_MAX: usize = 1024;
 /// Tags by key.
 pub type Tags = BTreeMap<String, String>;
 
+/// What a request says of tags. `aws:TagKeys` are the keys it names (IAM user guide, "Controlling
+/// access during AWS requests").
+#[derive(Clone, Copy, Debug, Default)]
+pub enum RequestTags<'a> {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// Tags that the resource is to have: `aws:RequestTag/key`.
+    Tags(&'a Tags),
+    /// Keys alone, of tags that are to go: no `aws:RequestTag` is there, not an empty one either.
+    Keys(&'a [String]),
+}
+
 /// What is known of a request beside who makes it, what it does and to which resource.
 #[derive(Clone, Copy, Debug)]
 pub struct Context<'a> {
@@ -36,8 +49,8 @@ pub struct Context<'a> {
     pub user_agent: Option<&'a str>,
     /// Tags of the caller: `aws:PrincipalTag/key`.
     pub principal_tags: Option<&'a Tags>,
-    /// Tags that the request carries: `aws:RequestTag/key`, and their keys: `aws:TagKeys`.
-    pub request_tags: Option<&'a Tags>,
+    /// Tags that the request carries, or names.
+    pub request_tags: RequestTags<'a>,
     /// Tags that the resource has: `aws:ResourceTag/key`.
     pub resource_tags: Option<&'a Tags>,
 }
@@ -53,7 +66,7 @@ impl<'a> Context<'a> {
             is_secure_transport: false,
             user_agent: None,
             principal_tags: None,
-            request_tags: None,
+            request_tags: RequestTags::Nothing,
             resource_tags: None,
         }
     }
@@ -156,7 +169,10 @@ impl ContextKey {
                 PrincipalKind::User { .. } => "User",
                 PrincipalKind::RoleSession { .. } => "AssumedRole",
             }),
-            ContextKey::RequestTag(tag) => tagged(context.request_tags, tag),
+            ContextKey::RequestTag(tag) => match context.request_tags {
+                RequestTags::Tags(tags) => tagged(Some(tags), tag),
+                RequestTags::Nothing | RequestTags::Keys(_) => Found::Nothing,
+            },
             ContextKey::RequestedRegion => one(context.region),
             ContextKey::ResourceAccount => one(facts.resource_account),
             ContextKey::ResourceTag(tag) => tagged(context.resource_tags, tag),
@@ -166,12 +182,14 @@ impl ContextKey {
             ContextKey::SourceIp => context.source_ip.map_or(Found::Nothing, |address| {
                 Found::One(Cow::Owned(address.to_canonical().to_string()))
             }),
-            ContextKey::TagKeys => match context.request_tags {
-                Some(tags) if !tags.is_empty() => {
-                    Found::Many(tags.keys().map(String::as_str).collect())
-                }
-                _ => Found::Nothing,
-            },
+            ContextKey::TagKeys => {
+                let keys: Vec<&str> = match context.request_tags {
+                    RequestTags::Nothing => Vec::new(),
+                    RequestTags::Tags(tags) => tags.keys().map(String::as_str).collect(),
+                    RequestTags::Keys(keys) => keys.iter().map(String::as_str).collect(),
+                };
+                if keys.is_empty() { Found::Nothing } else { Found::Many(keys) }
+            }
             ContextKey::UserAgent => context.user_agent.map_or(Found::Nothing, |agent| {
                 one(&agent[..agent.floor_char_boundary(USER_AGENT_BYTES_MAX)])
             }),
@@ -226,7 +244,7 @@ mod tests {
             is_secure_transport: true,
             user_agent: Some("aws-cli"),
             principal_tags: Some(&tags),
-            request_tags: Some(&tags),
+            request_tags: RequestTags::Tags(&tags),
             ..Context::new(UNIX_EPOCH + Duration::from_millis(1_440_938_160_900), "eu-west-1")
         };
         let facts = Facts { principal: &principal, resource_account: "210987654321", context };
@@ -256,12 +274,25 @@ mod tests {
         }
     }
 
+    /// A request that removes tags was shown to policies as one that sets them to nothing, so that
+    /// a condition on the value of `aws:RequestTag` was asked of a text that nobody sent.
+    #[test]
+    fn keys_alone_are_no_tags() {
+        let principal = Principal::root("123456789012").expect("an account");
+        let keys = ["team".to_owned(), "cost".to_owned()];
+        let mut context = Context::new(UNIX_EPOCH, "eu-west-1");
+        context.request_tags = RequestTags::Keys(&keys);
+        let facts = Facts { principal: &principal, resource_account: "1", context };
+        assert_eq!(find(&facts, "aws:TagKeys"), Found::Many(vec!["team", "cost"]));
+        assert_eq!(find(&facts, "aws:RequestTag/team"), Found::Nothing);
+    }
+
     #[test]
     fn what_is_not_known_is_absent() {
         let principal = Principal::role_session("123456789012", "ingest", "h1").expect("a session");
         let tags = Tags::new();
         let mut context = Context::new(UNIX_EPOCH, "eu-west-1");
-        context.request_tags = Some(&tags);
+        context.request_tags = RequestTags::Tags(&tags);
         let mut facts = Facts { principal: &principal, resource_account: "1", context };
         for key in ["aws:username", "aws:SourceIp", "aws:UserAgent", "aws:TagKeys"] {
             assert_eq!(find(&facts, key), Found::Nothing, "{key}");

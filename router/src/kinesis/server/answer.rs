@@ -12,10 +12,10 @@ use hyper::body::{Body, Frame, SizeHint};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
+use crate::kinesis::codec::Encoding;
 use crate::kinesis::error::ApiError;
 use crate::kinesis::event_stream::EVENT_STREAM_CONTENT_TYPE;
 
-use super::api::Protocol;
 use super::events::EventStream;
 use super::exchange::{Exchange, UnderWay};
 
@@ -169,7 +169,7 @@ pub(super) fn success(
     let mut response = Response::new(body);
     ids.put_into(response.headers_mut());
     let content_type = match content {
-        Content::Document(protocol) => protocol.content_type(),
+        Content::Document(encoding) => encoding.content_type(),
         Content::Events => EVENT_STREAM_CONTENT_TYPE,
     };
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
@@ -180,23 +180,23 @@ pub(super) fn success(
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Content {
     /// A document.
-    Document(Protocol),
+    Document(Encoding),
     /// Messages of an event stream.
     Events,
 }
 
-/// An error as an answer. Without a protocol it is XML, which has no content type, as with the
+/// An error as an answer. Without an encoding it is XML, which has no content type, as with the
 /// service. The error's name stands in a header too: SDKs look there first, and the XML is read
 /// by none of them.
 pub(super) fn failure(
     ids: &RequestIds,
     error: &ApiError,
-    protocol: Option<Protocol>,
+    encoding: Option<Encoding>,
     exchange: Arc<Exchange>,
     holding: Holding,
 ) -> Response<AnswerBody> {
-    let body = match protocol {
-        Some(protocol) => error.body(protocol),
+    let body = match encoding {
+        Some(encoding) => error.body(encoding),
         None => error.xml_body(),
     };
     let mut response = Response::new(AnswerBody::whole(body, exchange, holding));
@@ -204,8 +204,8 @@ pub(super) fn failure(
     let headers = response.headers_mut();
     ids.put_into(headers);
     headers.insert(ERROR_TYPE, HeaderValue::from_static(error.kind.name()));
-    if let Some(protocol) = protocol {
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static(protocol.content_type()));
+    if let Some(encoding) = encoding {
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(encoding.content_type()));
     }
     response
 }

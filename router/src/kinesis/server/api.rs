@@ -5,36 +5,10 @@ use std::net::SocketAddr;
 
 use bytes::Bytes;
 
+use crate::kinesis::codec::Encoding;
 use crate::kinesis::error::ApiError;
 
 use super::events::EventStream;
-
-/// How bodies of requests and answers are encoded: told by the content type.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Protocol {
-    /// `application/x-amz-json-1.1`: most SDKs.
-    Json,
-    /// `application/x-amz-cbor-1.1`: the Java SDKs.
-    Cbor,
-}
-
-impl Protocol {
-    /// The protocol of a `Content-Type`, whose parameters do not matter.
-    pub fn of_content_type(content_type: &str) -> Option<Protocol> {
-        let essence = content_type.split(';').next().unwrap_or_default().trim();
-        [Protocol::Json, Protocol::Cbor]
-            .into_iter()
-            .find(|protocol| essence.eq_ignore_ascii_case(protocol.content_type()))
-    }
-
-    /// The content type of its bodies.
-    pub const fn content_type(self) -> &'static str {
-        match self {
-            Protocol::Json => "application/x-amz-json-1.1",
-            Protocol::Cbor => "application/x-amz-cbor-1.1",
-        }
-    }
-}
 
 /// A request whose operation is known and whose body is here as a whole. Nothing else of it was
 /// looked at: who calls and what the body says is the API's affair.
@@ -42,7 +16,7 @@ pub struct ApiRequest {
     /// The operation: what follows `Kinesis_20131202.` in `X-Amz-Target`.
     pub operation: String,
     /// The encoding of the body, and of the answer.
-    pub protocol: Protocol,
+    pub encoding: Encoding,
     /// Method, URI and headers. Over HTTP/2 the `host` header is there too: it is `:authority`.
     pub head: http::request::Parts,
     /// The body. Its memory counts until the last handle to it is gone.
@@ -61,7 +35,7 @@ impl fmt::Debug for ApiRequest {
         formatter
             .debug_struct("ApiRequest")
             .field("operation", &self.operation)
-            .field("protocol", &self.protocol)
+            .field("encoding", &self.encoding)
             .field("body_bytes", &self.body.len())
             .field("request_id", &self.request_id)
             .field("peer", &self.peer)
@@ -72,7 +46,7 @@ impl fmt::Debug for ApiRequest {
 
 /// What a client gets with status 200.
 pub enum ApiResponse {
-    /// One document in the request's protocol; empty for operations without output.
+    /// One document in the request's encoding; empty for operations without output.
     Whole(Bytes),
     /// Messages of an event stream, sent as they come.
     Events(EventStream),
@@ -113,7 +87,7 @@ mod tests {
         let request = request.header("x-amz-security-token", secret).body(()).expect("a request");
         let request = ApiRequest {
             operation: "PutRecord".into(),
-            protocol: Protocol::Json,
+            encoding: Encoding::Json,
             head: request.into_parts().0,
             body: Bytes::from_static(b"a-session-token"),
             request_id: "an id".into(),
@@ -123,20 +97,5 @@ mod tests {
         let told = format!("{request:?} {:?}", ApiResponse::Whole(secret.into()));
         assert!(told.contains("PutRecord") && told.contains("an id"), "{told}");
         assert!(!told.contains(secret), "{told}");
-    }
-
-    #[test]
-    fn content_types_are_read_as_the_service_reads_them() {
-        for (content_type, protocol) in [
-            ("application/x-amz-json-1.1", Some(Protocol::Json)),
-            ("application/x-amz-json-1.1; charset=utf-8", Some(Protocol::Json)),
-            (" Application/X-Amz-Json-1.1 ;", Some(Protocol::Json)),
-            ("application/x-amz-cbor-1.1", Some(Protocol::Cbor)),
-            ("application/x-amz-json-1.0", None),
-            ("application/json", None),
-            ("", None),
-        ] {
-            assert_eq!(Protocol::of_content_type(content_type), protocol, "{content_type}");
-        }
     }
 }

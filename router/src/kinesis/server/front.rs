@@ -12,13 +12,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
+use crate::kinesis::codec::Encoding;
 use crate::kinesis::error::{ApiError, ErrorKind};
 
 use super::answer::{
     AnswerBody, Content, Holding, RequestIds, allow_origins, close_after, failure, plain,
     preflight, success,
 };
-use super::api::{Api, ApiRequest, ApiResponse, Protocol};
+use super::api::{Api, ApiRequest, ApiResponse};
 use super::counts::{Counters, ServerCounts};
 use super::events::EventStream;
 use super::exchange::{EXCHANGE, Exchange, UnderWay};
@@ -122,16 +123,16 @@ impl<A: Api> Front<A> {
                 }
                 return Ok(response);
             }
-            Ok(Wanted::Call { operation, protocol }) => {
-                let call = Call { operation, protocol, line, head, body };
+            Ok(Wanted::Call { operation, encoding }) => {
+                let call = Call { operation, encoding, line, head, body };
                 match self.call(call, &ids).await {
                     Ok(outcome) => {
-                        outcome.into_response(&self, &ids, protocol, exchange, under_way)
+                        outcome.into_response(&self, &ids, encoding, exchange, under_way)
                     }
                     Err(refused) => {
                         let holding = Holding::only(under_way);
-                        let protocol = Some(protocol);
-                        refused.into_response(&ids, protocol, version, exchange, holding)
+                        let encoding = Some(encoding);
+                        refused.into_response(&ids, encoding, version, exchange, holding)
                     }
                 }
             }
@@ -140,10 +141,10 @@ impl<A: Api> Front<A> {
                 let is_connection_usable = self.discard(&head, &mut body).await;
                 // Who does not say what is wanted gets XML, whatever the content type.
                 let is_undetermined = error.kind == ErrorKind::OperationUndetermined;
-                let protocol = protocol_of(&head.headers).filter(|_| !is_undetermined);
+                let encoding = encoding_of(&head.headers).filter(|_| !is_undetermined);
                 let refused = Refused { error, is_connection_usable };
                 let holding = Holding::only(under_way);
-                refused.into_response(&ids, protocol, version, exchange, holding)
+                refused.into_response(&ids, encoding, version, exchange, holding)
             }
         };
         if has_origin {
@@ -225,21 +226,21 @@ impl<A: Api> Front<A> {
             return Err(undetermined());
         }
         let target = headers.get("x-amz-target").map(HeaderValue::as_bytes).unwrap_or_default();
-        let Some(protocol) = protocol_of(headers) else {
+        let Some(encoding) = encoding_of(headers) else {
             if target.is_empty() {
                 return Err(undetermined());
             }
             let message = format!(
                 "Content-Type must be {} or {}.",
-                Protocol::Json.content_type(),
-                Protocol::Cbor.content_type()
+                Encoding::Json.content_type(),
+                Encoding::Cbor.content_type()
             );
             return Err(ApiError::new(ErrorKind::UnknownContentType, message));
         };
         let target = std::str::from_utf8(target).unwrap_or_default();
         match target.strip_prefix(TARGET_PREFIX) {
             Some(operation) if self.api.knows(operation) => {
-                Ok(Wanted::Call { operation: operation.to_owned(), protocol })
+                Ok(Wanted::Call { operation: operation.to_owned(), encoding })
             }
             Some(_) => Err(ApiError::unknown_operation("There is no such operation.")),
             None => Err(ApiError::unknown_operation(format!(
@@ -249,7 +250,7 @@ impl<A: Api> Front<A> {
     }
 
     async fn call(&self, call: Call, ids: &RequestIds) -> Result<Outcome, Refused> {
-        let Call { operation, protocol, line, mut head, mut body } = call;
+        let Call { operation, encoding, line, mut head, mut body } = call;
         let is_continue_expected = head.headers.contains_key(EXPECT);
         let Ok(place) = self.requests.clone().try_acquire_owned() else {
             let is_connection_usable = self.discard(&head, &mut body).await;
@@ -261,7 +262,7 @@ impl<A: Api> Front<A> {
         add_host(&mut head);
         let request = ApiRequest {
             operation,
-            protocol,
+            encoding,
             head,
             body,
             request_id: ids.request_id.clone(),
@@ -343,13 +344,13 @@ enum Wanted {
     /// A browser asks if it may.
     Preflight,
     /// An operation.
-    Call { operation: String, protocol: Protocol },
+    Call { operation: String, encoding: Encoding },
 }
 
 /// A request on its way to the API.
 struct Call {
     operation: String,
-    protocol: Protocol,
+    encoding: Encoding,
     line: Line,
     head: request::Parts,
     body: Incoming,
@@ -366,7 +367,7 @@ impl Outcome {
         self,
         front: &Front<A>,
         ids: &RequestIds,
-        protocol: Protocol,
+        encoding: Encoding,
         exchange: Arc<Exchange>,
         under_way: UnderWay,
     ) -> Response<AnswerBody> {
@@ -374,7 +375,7 @@ impl Outcome {
             Outcome::Whole { bytes, place, room } => {
                 let holding = Holding { under_way, place: Some(place), room };
                 let body = AnswerBody::whole(bytes, exchange, holding);
-                success(ids, Content::Document(protocol), body)
+                success(ids, Content::Document(encoding), body)
             }
             Outcome::Events { stream, place } => {
                 let holding = Holding { under_way, place: Some(place), room: None };
@@ -399,12 +400,12 @@ impl Refused {
     fn into_response(
         self,
         ids: &RequestIds,
-        protocol: Option<Protocol>,
+        encoding: Option<Encoding>,
         version: Version,
         exchange: Arc<Exchange>,
         holding: Holding,
     ) -> Response<AnswerBody> {
-        let mut response = failure(ids, &self.error, protocol, exchange, holding);
+        let mut response = failure(ids, &self.error, encoding, exchange, holding);
         if !self.is_connection_usable {
             close_after(&mut response, version);
         }
@@ -424,8 +425,8 @@ impl From<IntakeError> for ApiError {
     }
 }
 
-fn protocol_of(headers: &HeaderMap) -> Option<Protocol> {
-    Protocol::of_content_type(headers.get(CONTENT_TYPE)?.to_str().ok()?)
+fn encoding_of(headers: &HeaderMap) -> Option<Encoding> {
+    Encoding::from_content_type(headers.get(CONTENT_TYPE)?.to_str().ok()?)
 }
 
 /// HTTP/2 says in the URI what HTTP/1.1 says in `host`, and what clients sign as `host`.

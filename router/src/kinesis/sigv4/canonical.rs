@@ -3,8 +3,6 @@
 //!
 //! For services other than S3 the path is normalized and encoded a second time.
 
-use std::borrow::Cow;
-
 use http::HeaderMap;
 use http::request::Parts;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
@@ -65,7 +63,8 @@ impl SignedHeaders {
     }
 }
 
-/// The canonical form of a request whose body has that SHA-256, in hexadecimal.
+/// The canonical form of a request whose body has that SHA-256, in hexadecimal. Bytes, since the
+/// values of headers need not be text.
 pub(super) fn canonical_request(
     head: &Parts,
     query: &Query<'_>,
@@ -73,28 +72,30 @@ pub(super) fn canonical_request(
     signed_headers: &SignedHeaders,
     payload_hash: &str,
     view: View,
-) -> String {
-    let mut canonical = String::with_capacity(1024);
-    canonical.push_str(head.method.as_str());
-    canonical.push('\n');
-    push_path(&mut canonical, head.uri.path());
-    canonical.push('\n');
-    push_query(&mut canonical, query, parameters.form, view);
-    canonical.push('\n');
+) -> Vec<u8> {
+    let mut line = String::with_capacity(256);
+    line.push_str(head.method.as_str());
+    line.push('\n');
+    push_path(&mut line, head.uri.path());
+    line.push('\n');
+    push_query(&mut line, query, parameters.form, view);
+    line.push('\n');
+    let mut canonical = Vec::with_capacity(1024);
+    canonical.extend_from_slice(line.as_bytes());
     for name in &signed_headers.names {
-        canonical.push_str(name);
-        canonical.push(':');
+        canonical.extend_from_slice(name.as_bytes());
+        canonical.push(b':');
         if view == View::Shown && name == X_AMZ_SECURITY_TOKEN {
-            canonical.push_str(NOT_SHOWN);
+            canonical.extend_from_slice(NOT_SHOWN.as_bytes());
         } else {
             push_header(&mut canonical, head, name);
         }
-        canonical.push('\n');
+        canonical.push(b'\n');
     }
-    canonical.push('\n');
-    canonical.push_str(&signed_headers.names.join(";"));
-    canonical.push('\n');
-    canonical.push_str(payload_hash);
+    canonical.push(b'\n');
+    canonical.extend_from_slice(signed_headers.names.join(";").as_bytes());
+    canonical.push(b'\n');
+    canonical.extend_from_slice(payload_hash.as_bytes());
     canonical
 }
 
@@ -137,31 +138,31 @@ fn push_query(canonical: &mut String, query: &Query<'_>, form: Form, view: View)
 }
 
 /// The values of a header, joined by commas, each trimmed and with one blank for several.
-fn push_header(canonical: &mut String, head: &Parts, name: &str) {
+fn push_header(canonical: &mut Vec<u8>, head: &Parts, name: &str) {
     if HOSTS.contains(&name) {
-        canonical.push_str(&host(&head.headers, head));
+        canonical.extend_from_slice(host(&head.headers, head));
         return;
     }
     for (index, value) in head.headers.get_all(name).iter().enumerate() {
         if index > 0 {
-            canonical.push(',');
+            canonical.push(b',');
         }
-        let value = String::from_utf8_lossy(value.as_bytes());
-        for (index, word) in value.split_ascii_whitespace().enumerate() {
+        let words = value.as_bytes().split(u8::is_ascii_whitespace);
+        for (index, word) in words.filter(|word| !word.is_empty()).enumerate() {
             if index > 0 {
-                canonical.push(' ');
+                canonical.push(b' ');
             }
-            canonical.push_str(word);
+            canonical.extend_from_slice(word);
         }
     }
 }
 
 /// The host that a request is for: HTTP/1.1 has it in a header, HTTP/2 in the URI.
-fn host<'a>(headers: &'a HeaderMap, head: &'a Parts) -> Cow<'a, str> {
+fn host<'a>(headers: &'a HeaderMap, head: &'a Parts) -> &'a [u8] {
     match (headers.get(http::header::HOST), head.uri.authority()) {
-        (Some(host), _) => String::from_utf8_lossy(host.as_bytes().trim_ascii()),
-        (None, Some(authority)) => Cow::Borrowed(authority.as_str()),
-        (None, None) => Cow::Borrowed(""),
+        (Some(host), _) => host.as_bytes().trim_ascii(),
+        (None, Some(authority)) => authority.as_str().as_bytes(),
+        (None, None) => b"",
     }
 }
 
@@ -187,9 +188,9 @@ mod tests {
             request = request.header(*name, *value);
         }
         let (head, ()) = request.body(()).expect("a request").into_parts();
-        let mut canonical = String::new();
+        let mut canonical = Vec::new();
         push_header(&mut canonical, &head, name);
-        canonical
+        String::from_utf8(canonical).expect("text, as the values are")
     }
 
     #[test]
@@ -247,6 +248,23 @@ mod tests {
         assert_eq!(headers(&pairs, "host"), "in-header");
         assert_eq!(headers(&pairs[..1], "host"), "in-uri:4567");
         assert_eq!(headers(&pairs[..1], ":authority"), "in-uri:4567");
+    }
+
+    /// Bytes that are no UTF-8 were all signed as one replacement character: a header could be
+    /// changed on the way from one such byte to another, and the signature still matched.
+    #[test]
+    fn headers_are_signed_byte_by_byte() {
+        for name in ["x-latin-1", "host"] {
+            let canonical = |value: &'static [u8]| {
+                let request = http::Request::builder().header(name, value);
+                let (head, ()) = request.body(()).expect("a request").into_parts();
+                let mut canonical = Vec::new();
+                push_header(&mut canonical, &head, name);
+                canonical
+            };
+            assert_eq!(canonical(b" caf\xe9"), b"caf\xe9", "{name}");
+            assert_ne!(canonical(b"caf\xe9"), canonical(b"caf\xea"), "{name}");
+        }
     }
 
     #[test]

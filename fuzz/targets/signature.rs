@@ -1,0 +1,4 @@
+//! Fuzz target `signature`: see the module of that name.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| thalweg_fuzz::signature::run(input));
