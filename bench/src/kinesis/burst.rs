@@ -1,7 +1,7 @@
 //! The workload `burst` through the API: what the token bucket of one shard lets pass, by
 //! PutRecord.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use serde_json::json;
@@ -13,6 +13,10 @@ use super::scan;
 use super::settings::{BurstArgs, Target};
 use crate::burst::{BurstTarget, Fate, KEY, LARGE_BYTES, Scenario};
 use crate::error::BenchError;
+
+/// A router that remembers how long a shard has nothing left counts from when it was told, which
+/// is later by what a refusal of 10 MiB takes to come back.
+const LAG: Duration = Duration::from_millis(250);
 
 /// Runs the workload; answers whether every assertion held.
 ///
@@ -70,6 +74,10 @@ struct ApiShard<'s> {
 }
 
 impl BurstTarget for ApiShard<'_> {
+    fn lag(&self) -> Duration {
+        LAG
+    }
+
     fn send(&mut self, data: &[u8]) -> Result<Result<Fate, String>, BenchError> {
         let encoding: Encoding = self.client.encoding();
         put_record(encoding, &mut self.buffer, self.stream, KEY, data);
