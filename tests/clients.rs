@@ -38,28 +38,45 @@ const CLIENTS: [(&str, Language); 8] = [
     ("sdk-rust", Language::Rust),
 ];
 
-/// What must have been seen on the way, or nothing was checked: a client, its HTTP version and
-/// encoding, operations and their outcomes.
-const SEEN: [(&str, &str, &str, &[(&str, &str)]); 8] = [
-    ("aiokpl", "1.1", "json", &[("ListShards", "ok"), ("PutRecords", "ok")]),
-    ("async-kinesis", "1.1", "json", &[("GetRecords", "ok"), ("PutRecords", "ok")]),
-    ("aws-cli", "1.1", "json", &[("GetRecords", "ok"), ("PutRecord", "ok")]),
-    ("boto3", "1.1", "json", BOTH_WAYS),
-    ("boto3-cbor", "1.1", "cbor", BOTH_WAYS),
-    ("lifion-kinesis", "1.1", "json", &[("GetRecords", "ok"), ("ListShards", "ok")]),
-    ("sdk-javascript", "2", "json", BOTH_WAYS),
-    ("sdk-rust", "1.1", "json", BOTH_WAYS),
+/// What must have been seen on the way, or nothing was checked.
+struct Seen {
+    client: &'static str,
+    http: &'static str,
+    encoding: &'static str,
+    outcomes: &'static [Outcome],
+}
+
+/// An operation, and what came of it: see `clients/tap.py`.
+type Outcome = (&'static str, &'static str);
+
+const SEEN: [Seen; 8] = [
+    seen("aiokpl", "1.1", "json", &[("ListShards", "ok"), ("PutRecords", "ok")]),
+    seen("async-kinesis", "1.1", "json", &[("GetRecords", "ok"), ("PutRecords", "ok")]),
+    seen("aws-cli", "1.1", "json", &[("GetRecords", "ok"), ("PutRecord", "ok")]),
+    seen("boto3", "1.1", "json", BOTH_WAYS),
+    seen("boto3-cbor", "1.1", "cbor", BOTH_WAYS),
+    seen("lifion-kinesis", "1.1", "json", &[("GetRecords", "ok"), ("ListShards", "ok")]),
+    seen("sdk-javascript", "2", "json", BOTH_WAYS),
+    seen("sdk-rust", "1.1", "json", BOTH_WAYS),
 ];
-const PUSHED: (&str, &str) = ("SubscribeToShard", "SubscribeToShardEvent");
-const BOTH_WAYS: &[(&str, &str)] = &[
+const BOTH_WAYS: &[Outcome] = &[
     ("CreateStream", "ok"),
     ("PutRecords", "ok"),
     ("SplitShard", "ok"),
     ("MergeShards", "ok"),
     ("GetRecords", "ok"),
-    PUSHED,
+    ("SubscribeToShard", "SubscribeToShardEvent"),
     ("DeleteStream", "ok"),
 ];
+
+const fn seen(
+    client: &'static str,
+    http: &'static str,
+    encoding: &'static str,
+    outcomes: &'static [Outcome],
+) -> Seen {
+    Seen { client, http, encoding, outcomes }
+}
 
 #[derive(Clone, Copy)]
 enum Language {
@@ -268,11 +285,11 @@ fn clients_get_what_the_service_would_answer() {
     // What deviates may be why a client failed.
     assert!(report.deviations.is_empty(), "{:#?}", report.deviations);
     assert!(failures.is_empty(), "{}", failures.join("\n\n"));
-    for (client, http, encoding, outcomes) in SEEN {
+    for Seen { client, http, encoding, outcomes } in SEEN {
         for (operation, outcome) in outcomes {
             let expected = [client, http, encoding, *operation, *outcome];
-            let seen = report.observed.iter().any(|(seen, _)| *seen == expected);
-            assert!(seen, "{expected:?} was not seen");
+            let is_seen = report.observed.iter().any(|(seen, _)| *seen == expected);
+            assert!(is_seen, "{expected:?} was not seen");
         }
     }
     assert_eq!(dev.terminate(), Some(0));

@@ -89,7 +89,7 @@ fn any_request(bytes: &[u8]) {
     let mut lines = head.split(|byte| *byte == b'\n');
     let mut line = lines.next().unwrap_or_default().splitn(2, |byte| *byte == b' ');
     let (method, uri) = (line.next().unwrap_or_default(), line.next().unwrap_or_default());
-    let Ok(uri) = Uri::from_maybe_shared(uri.to_vec()) else { return };
+    let Ok(uri) = Uri::try_from(uri) else { return };
     let Ok(method) = Method::from_bytes(method) else { return };
     let headers = lines.filter_map(|line| {
         let colon = line.iter().position(|byte| *byte == b':')?;
