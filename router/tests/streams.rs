@@ -26,6 +26,25 @@ fn names(page: &Value) -> Vec<&str> {
     names.map(|name| name.as_str().expect("a name")).collect()
 }
 
+/// Each creation changes the account's quota. A dozen at a time failed each other's transactions
+/// until some were told that others were changing streams, ResourceInUseException.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_streams_are_created_at_a_time() {
+    let router = TestRouter::start().await;
+    let names: Vec<String> = (0..40).map(|number| format!("s{number}")).collect();
+    let creations =
+        names.iter().map(|name| {
+            let client = router.client();
+            async move {
+                client.call("CreateStream", json!({ "StreamName": name, "ShardCount": 1 })).await
+            }
+        });
+    futures_util::future::join_all(creations).await;
+    for name in &names {
+        router.client().wait_until_active(name).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stream_is_created_described_listed_and_deleted() {
     let router = TestRouter::start().await;

@@ -96,6 +96,9 @@ impl<S: Store + Clone> Service<S> {
     ) -> Result<(), ApiError> {
         let (account_id, region) = (&stream.account_id, &stream.region);
         let key = quota_key(account_id, region);
+        // Of those that change quotas here, one at a time, in the order in which they came: they
+        // would only fail each other's transactions. Other routers still may.
+        let _turn = self.quota_turn.lock().await;
         for _ in 0..CHANGE_ATTEMPTS_MAX {
             let guard = self.ground.store.get(key.clone()).await.map_err(|error| {
                 tracing::error!(%error, "the quota of an account cannot be read");

@@ -81,6 +81,8 @@ pub struct Service<S> {
     /// What is remembered of readers.
     pub(super) reading: Reading,
     rates: CallRates,
+    /// Who has it changes quotas.
+    pub(super) quota_turn: tokio::sync::Mutex<()>,
     operation_counts: Arc<OperationCounts>,
 }
 
@@ -162,7 +164,8 @@ impl<S: Store + Clone> Service<S> {
         let tokens = Tokens::new(ground.store.clone(), ground.now_ms.clone());
         let (reading, rates) = (Reading::default(), CallRates::default());
         let operation_counts = Arc::default();
-        Service { ground, settings, tokens, reading, rates, operation_counts }
+        let quota_turn = tokio::sync::Mutex::default();
+        Service { ground, settings, tokens, reading, rates, operation_counts, quota_turn }
     }
 
     /// What is counted of its operations.
