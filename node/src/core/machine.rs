@@ -21,6 +21,7 @@ use super::connection::{
 };
 use super::fairness::Accounts;
 use super::fetch::{Fetch, FooterCache};
+use super::memory::Shortage;
 pub use super::message::{CoreMessage, CoreRequest, CoreSettings, Time};
 use super::reads::{Reading, Reads};
 use super::shard::{Placement, Shards};
@@ -28,8 +29,8 @@ use super::subscribe::Subscriptions;
 use super::upkeep::{Filling, Upkeep};
 use crate::counters::Counters;
 use crate::io::arena::PAGE_BYTES;
-use crate::io::{BufferId, Completion, ConnectionId, Errno, Io, Piece, Token};
-use crate::log::segments::{AppendRefusal, Log};
+use crate::io::{Completion, ConnectionId, Errno, Io, Piece, Token};
+use crate::log::segments::Log;
 use crate::metrics::{Distributions, Gauges};
 
 /// Frames smaller than this have a second to arrive, whatever the minimum rate.
@@ -38,31 +39,11 @@ const FRAME_GRACE_US: u64 = 1_000_000;
 const TICK_US: u64 = 100_000;
 /// How long a connection that is closing may take to accept its last answer.
 const LAST_ANSWER_US: u64 = 1_000_000;
-/// Memory is short when so long after it was first refused it still is.
-const SHORTAGE_US: u64 = 1_000_000;
 /// While memory is short, a connection whose peer has not taken what is being sent to it for so
 /// long is closed: its output cannot leave memory, and everybody's batches wait for that.
 const STALLED_US: u64 = 5_000_000;
 /// A core wakes at least this often, to look after what no completion tells of.
 const IDLE_US: u64 = 1_000_000;
-
-/// Memory that was refused.
-#[derive(Debug, Default)]
-struct Shortage {
-    since_us: Option<u64>,
-    /// Whether it was since the last tick.
-    again: bool,
-}
-
-impl Shortage {
-    /// Asked once a tick: whether memory is refused all the time.
-    fn lasts(&mut self, now_us: u64) -> bool {
-        if !std::mem::take(&mut self.again) {
-            self.since_us = None;
-        }
-        self.since_us.is_some_and(|since_us| now_us >= since_us + SHORTAGE_US)
-    }
-}
 
 /// A core. `I` is the world: a ring, a simulator, or nothing.
 pub struct Core<I: Io> {
@@ -98,7 +79,7 @@ pub struct Core<I: Io> {
     spare: Vec<ConnectionId>,
     waiting_for_memory: VecDeque<ConnectionKey>,
     large_frames: u32,
-    shortage: Shortage,
+    pub(super) shortage: Shortage,
     pub(super) requests: Vec<CoreRequest>,
     pub(super) filling: Vec<Filling>,
     /// Since when a log's sync is in flight.
@@ -108,7 +89,7 @@ pub struct Core<I: Io> {
     pub(super) has_unopened_shards: bool,
     next_tick_us: u64,
     /// Whether a tick has something to look after: a frame that is due, a connection that ends.
-    watching: bool,
+    pub(super) watching: bool,
     stopping: bool,
 }
 
@@ -527,79 +508,6 @@ impl<I: Io> Core<I> {
         }
     }
 
-    /// A buffer at the expense of the tails in memory and of what was read.
-    pub(super) fn allocate(&mut self, bytes: usize) -> Option<BufferId> {
-        loop {
-            if let Some(buffer) = self.io.memory_mut().allocate(bytes) {
-                return Some(buffer);
-            }
-            if !self.let_go() {
-                return None;
-            }
-        }
-    }
-
-    /// Lets go of the oldest part of the largest tail in memory, or of what was read longest ago;
-    /// false when there is neither.
-    fn let_go(&mut self) -> bool {
-        let largest = self.logs.iter_mut().max_by_key(|log| log.cache().bytes());
-        let Some(buffer) = largest.and_then(|log| log.cache_mut().evict()) else {
-            return self.forget_oldest_read();
-        };
-        self.io.memory_mut().release(buffer);
-        true
-    }
-
-    /// Appends to a log, or makes room for it, at the expense of all tails in memory: a log by
-    /// itself lets go of its own only.
-    pub(super) fn with_log<T>(
-        &mut self,
-        log: u32,
-        mut append: impl FnMut(&mut Log, &mut I) -> Result<T, AppendRefusal>,
-    ) -> Result<T, AppendRefusal> {
-        loop {
-            match append(&mut self.logs[log as usize], &mut self.io) {
-                Err(AppendRefusal::NoMemory) if self.let_go() => {}
-                result => {
-                    if matches!(result, Err(AppendRefusal::NoMemory)) {
-                        self.memory_is_short();
-                    }
-                    return result;
-                }
-            }
-        }
-    }
-
-    /// Somebody did not get the memory that it needs.
-    fn memory_is_short(&mut self) {
-        self.shortage.since_us.get_or_insert(self.time.now_us);
-        self.shortage.again = true;
-        self.watching = true;
-    }
-
-    /// A buffer for bytes from outside: it leaves enough memory to finish what was taken.
-    fn allocate_for_receiving(&mut self, bytes: usize) -> Option<BufferId> {
-        self.allocate_keeping(self.io.memory().total_bytes() / 8, bytes)
-    }
-
-    /// A buffer for bytes from disk: it leaves a quarter more, so that readers who take their time
-    /// do not keep batches from being received.
-    pub(super) fn allocate_for_reading(&mut self, bytes: usize) -> Option<BufferId> {
-        self.allocate_keeping(self.io.memory().total_bytes() / 8 * 3, bytes)
-    }
-
-    fn allocate_keeping(&mut self, reserve: usize, bytes: usize) -> Option<BufferId> {
-        let memory = self.io.memory();
-        let tails: usize = self.logs.iter().map(|log| log.cache().bytes()).sum();
-        let spare = memory.free_bytes() + tails + self.reads.kept_bytes();
-        let enough = spare >= bytes + reserve;
-        let buffer = enough.then(|| self.allocate(bytes)).flatten();
-        if buffer.is_none() {
-            self.memory_is_short();
-        }
-        buffer
-    }
-
     pub(super) fn connection(&mut self, key: ConnectionKey) -> Option<&mut Connection> {
         self.connections.get_mut(&key.id).filter(|connection| connection.key == key)
     }
@@ -786,7 +694,7 @@ impl<I: Io> Core<I> {
         let mut overdue = Vec::new();
         let mut stalled = Vec::new();
         let is_short = self.shortage.lasts(now_us);
-        self.watching = self.shortage.since_us.is_some();
+        self.watching = self.shortage.is_there();
         for connection in self.connections.values() {
             self.watching |= connection.frame_due_us.is_some() || connection.ending != Ending::No;
             match connection.ending {

@@ -4,7 +4,7 @@
 //! [`admission`] decides and assigns by a shard's limits ([`throttle`]), the log makes them durable, [`acknowledge`] answers;
 //! [`fairness`] keeps accounts from filling the way for others, who waits does so in [`turns`].
 //! [`fetch`] reads back by way of [`reads`], [`subscribe`] pushes, [`control`] obeys a controller,
-//! [`logs`] chooses where it lies, [`upkeep`] gives space back and has what rests checked,
+//! [`logs`] chooses where it lies, `memory` who gets buffers, [`upkeep`] gives space back and has what rests checked,
 //! [`machine`] turns it all.
 
 pub mod acknowledge;
@@ -17,6 +17,7 @@ pub mod fetch;
 pub mod ingest;
 pub mod logs;
 pub mod machine;
+mod memory;
 pub mod message;
 pub mod output;
 pub mod reads;
