@@ -5,7 +5,7 @@ mod support;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use support::router::{ACCOUNT, Failure, RouterOptions, TestClient, TestRouter};
+use support::router::{ACCOUNT, Failure, RouterOptions, TestClient, TestRouter, access_key};
 use support::wait_for;
 use thalweg_router::control::record::{
     Intent, NewShard, RecordKey, ReshardStep, StreamStatus, encode_record, shard_id,
@@ -572,20 +572,14 @@ async fn calls(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_may_not_is_told_so_and_learns_nothing() {
-    let key = |id: &str, account: &str, policy: &str| {
-        format!(
-            "[[key]]\naccess_key_id = \"{id}\"\nsecret_access_key = \"0123456789abcdef{id}\"\n\
-             account_id = \"{account}\"\nuser = \"{id}\"\n{policy}\n"
-        )
-    };
     let statement = r#"{"Effect":"Allow","Action":"kinesis:CreateStream","Resource":"*"}"#;
     let creator = format!("policies = ['{{\"Statement\":{statement}}}']");
-    let credentials = key("ADMIN", ACCOUNT, "")
-        + &key("CREATOR", ACCOUNT, &creator)
-        + &key("OTHER", "999999999999", "");
+    let credentials = access_key("ADMIN", ACCOUNT, "")
+        + &access_key("CREATOR", ACCOUNT, &creator)
+        + &access_key("OTHER", "999999999999", "");
     let options = RouterOptions { credentials: Some(credentials), ..RouterOptions::default() };
     let router = TestRouter::start_with(options).await;
-    let with = |id: &str| router.client().with_key(id, &format!("0123456789abcdef{id}"));
+    let with = |id: &str| router.client().with_access_key(id);
     let (admin, creator, other) = (with("ADMIN"), with("CREATOR"), with("OTHER"));
     creator.call("CreateStream", json!({ "StreamName": "s", "ShardCount": 1 })).await;
     admin.wait_until_active("s").await;

@@ -5,6 +5,7 @@
 //! their way has not taken them, or tells where it did; those that it has not are dealt out anew
 //! among its children, once they are there.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -20,7 +21,8 @@ use super::answers::{EncryptionType, PutRecordsWriter, encode_put_record};
 use super::codec::Encoding;
 use super::error::{ApiError, ErrorKind};
 use super::records::{
-    Entry, PutRecordRequest, PutRecordsRequest, decode_put_record, decode_put_records,
+    Entry, PutRecordRequest, PutRecordsRequest, StreamReference, decode_put_record,
+    decode_put_records,
 };
 use super::server::ApiResponse;
 use super::service::{Call, Service, not_found};
@@ -97,11 +99,7 @@ impl<S: Store + Clone> Service<S> {
         body: &[u8],
     ) -> Result<ApiResponse, ApiError> {
         let request = decode_put_record(call.encoding, body)?;
-        let stream = self.stream_to_write(
-            call,
-            request.stream.name.as_deref(),
-            request.stream.arn.as_deref(),
-        )?;
+        let stream = self.stream_to_write(call, &request.stream)?;
         let mut written = Written::default();
         let answer = self.put_one(call, &stream, request, &mut written).await;
         stream.counts().note_put_record(call.began.elapsed(), &written);
@@ -151,11 +149,7 @@ impl<S: Store + Clone> Service<S> {
         body: &[u8],
     ) -> Result<ApiResponse, ApiError> {
         let request = decode_put_records(call.encoding, body)?;
-        let stream = self.stream_to_write(
-            call,
-            request.stream.name.as_deref(),
-            request.stream.arn.as_deref(),
-        )?;
+        let stream = self.stream_to_write(call, &request.stream)?;
         let mut written = Written::default();
         let answer = self.put_many(call, &stream, &request, &mut written).await;
         stream.counts().note_put_records(call.began.elapsed(), &written);
@@ -183,9 +177,9 @@ impl<S: Store + Clone> Service<S> {
     fn stream_to_write(
         &self,
         call: &Call,
-        name: Option<&str>,
-        arn: Option<&str>,
-    ) -> Result<std::sync::Arc<Stream>, ApiError> {
+        named: &StreamReference<'_>,
+    ) -> Result<Arc<Stream>, ApiError> {
+        let (name, arn) = (named.name.as_deref(), named.arn.as_deref());
         let stream = self.authorized_stream(call, name, arn)?;
         match stream.record.status {
             StreamStatus::Active | StreamStatus::Updating => Ok(stream),

@@ -8,7 +8,7 @@ use thalweg_wire::sequence_number::SequenceNumber;
 
 use crate::stream::{create, data_of, iterator, put, put_all, split};
 use crate::support::PATIENCE;
-use crate::support::router::{ACCOUNT, RouterOptions, TestRouter};
+use crate::support::router::{ACCOUNT, RouterOptions, TestRouter, access_key};
 
 async fn get(router: &TestRouter, iterator: &str, limit: Option<u32>) -> Value {
     let mut input = json!({ "ShardIterator": iterator });
@@ -352,20 +352,14 @@ async fn an_iterator_outlives_its_router() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_may_not_read_is_told_so() {
-    let key = |id: &str, account: &str, policy: &str| {
-        format!(
-            "[[key]]\naccess_key_id = \"{id}\"\nsecret_access_key = \"0123456789abcdef{id}\"\n\
-             account_id = \"{account}\"\nuser = \"{id}\"\n{policy}\n"
-        )
-    };
     let statement = r#"{"Effect":"Allow","Action":"kinesis:GetShardIterator","Resource":"*"}"#;
     let finder = format!("policies = ['{{\"Statement\":{statement}}}']");
-    let credentials = key("ADMIN", ACCOUNT, "")
-        + &key("FINDER", ACCOUNT, &finder)
-        + &key("OTHER", "999999999999", "");
+    let credentials = access_key("ADMIN", ACCOUNT, "")
+        + &access_key("FINDER", ACCOUNT, &finder)
+        + &access_key("OTHER", "999999999999", "");
     let options = RouterOptions { credentials: Some(credentials), ..RouterOptions::default() };
     let router = TestRouter::start_with(options).await;
-    let with = |id: &str| router.client().with_key(id, &format!("0123456789abcdef{id}"));
+    let with = |id: &str| router.client().with_access_key(id);
     let (admin, finder, other) = (with("ADMIN"), with("FINDER"), with("OTHER"));
     admin.call("CreateStream", json!({ "StreamName": "s", "ShardCount": 1 })).await;
     admin.wait_until_active("s").await;

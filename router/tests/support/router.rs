@@ -295,10 +295,29 @@ pub(crate) struct TestClient {
     now_ms: NowMs,
 }
 
+/// An entry of a credentials file: a user of an account with its name for id. `more` are further
+/// lines, as policies.
+pub(crate) fn access_key(id: &str, account: &str, more: &str) -> String {
+    format!(
+        "[[key]]\naccess_key_id = \"{id}\"\nsecret_access_key = \"{}\"\n\
+         account_id = \"{account}\"\nuser = \"{id}\"\n{more}\n",
+        secret_of(id)
+    )
+}
+
+fn secret_of(id: &str) -> String {
+    format!("0123456789abcdef{id}")
+}
+
 impl TestClient {
     /// The same, signing with an access key.
     pub(crate) fn with_key(&self, id: &str, secret: &str) -> TestClient {
         TestClient { key: Some((id.to_owned(), secret.to_owned())), ..self.clone() }
+    }
+
+    /// The same, signing with a key of [`access_key`].
+    pub(crate) fn with_access_key(&self, id: &str) -> TestClient {
+        self.with_key(id, &secret_of(id))
     }
 
     /// The same in another region, which only who signs can name.
