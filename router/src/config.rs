@@ -47,7 +47,7 @@ pub struct RouterConfig {
     /// With TLS, or without.
     pub tls: Option<TlsFiles>,
     /// Whether limits are enforced: those of shards, of calls and of counts. Off for raw benchmarks
-    /// only.
+    /// only; a stream has a million shards at most even then.
     pub limits: bool,
     /// Where metrics are served, without TLS, to whoever can connect. Without an address of their
     /// own they are at the API's, under the path `/metrics`.

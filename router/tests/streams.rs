@@ -190,6 +190,11 @@ async fn a_stream_is_not_found_from_another_region() {
         "Stream s under account 123456789012 not found: it is of us-east-1, and the request was \
          signed for eu-west-1. Set the client's region to the stream's."
     );
+    // Of a consumer, that became one that is not there.
+    let named = json!({ "StreamARN": arn, "ConsumerName": "c" });
+    let message =
+        elsewhere.fail("DescribeStreamConsumer", named, "ResourceNotFoundException").await;
+    assert!(message.contains("Set the client's region"), "{message}");
     client.call("DescribeStream", json!({ "StreamARN": arn })).await;
 }
 

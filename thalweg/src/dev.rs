@@ -60,7 +60,8 @@ pub(crate) struct DevArgs {
     #[arg(long, value_name = "SIZE", default_value = "256MiB")]
     memory_bytes: Size,
 
-    /// No limits of shards, of calls and of counts: for raw benchmarks
+    /// No limits of shards, of calls and of counts, but for a million shards a stream: for raw
+    /// benchmarks
     #[arg(long)]
     unlimited: bool,
 }

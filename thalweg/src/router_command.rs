@@ -51,7 +51,8 @@ pub(crate) struct RouterArgs {
     #[arg(long, env = "THALWEG_ROUTER_METRICS_LISTEN", value_name = "ADDRESS:PORT")]
     metrics_listen: Option<SocketAddr>,
 
-    /// No limits of shards, of calls and of counts: for raw benchmarks
+    /// No limits of shards, of calls and of counts, but for a million shards a stream: for raw
+    /// benchmarks
     #[arg(long)]
     unlimited: bool,
 }

@@ -402,7 +402,9 @@ impl<I: Io> Core<I> {
             }
             None => {
                 self.counters.connections_refused += 1;
-                tracing::warn!("a connection is refused: the core is at its limit of them");
+                let (open, most) = (self.connections.len(), self.settings.connections_max);
+                let stopping = self.stopping;
+                tracing::warn!(open, most, stopping, "a connection is refused: for want of room");
                 self.io.close(id);
             }
         }

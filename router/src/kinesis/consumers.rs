@@ -310,6 +310,8 @@ impl<S: Store + Clone> Service<S> {
                 "Either ConsumerARN, or both StreamARN and ConsumerName must be specified.",
             ));
         };
+        // Its message says what to do; below, it would become that of a consumer that is not there.
+        call.check_region(&stream)?;
         let known = self.ground.catalog.stream(&stream);
         let known = known.as_ref().and_then(|stream| stream.consumer(&name));
         let created_s = known.map_or(0, |consumer| consumer.record.created_ms / 1000);

@@ -14,12 +14,12 @@ use thalweg_wire::limits::FETCH_BYTES_MAX;
 use super::answers::{ChildShardView, GetRecordsEnd, RecordsWriter};
 use super::codec::Encoding;
 use super::error::ApiError;
-use super::iterators::{Place, ShardIterator, check_readable, no_shard, read_failure};
+use super::iterators::{Place, ShardIterator, no_shard, read_failure};
 use super::policy::RequestTags;
 use super::put::{dry_run, throttle_message};
 use super::reading::{Children, RecordSource, millis_behind, record_bytes};
 use super::server::ApiResponse;
-use super::service::{Call, Resource, Service, not_found, parse_stream_arn, read};
+use super::service::{Call, Resource, Service, check_serving, not_found, parse_stream_arn, read};
 use crate::control::catalog::Stream;
 use crate::control::record::{shard_id, shard_name};
 use crate::control::store::Store;
@@ -129,7 +129,7 @@ impl<S: Store + Clone> Service<S> {
         iterator: &ShardIterator,
         input: &GetRecordsInput,
     ) -> Result<Outcome, ApiError> {
-        check_readable(stream)?;
+        check_serving(stream)?;
         if stream.shard(iterator.shard).is_none() {
             return Err(no_shard(stream, iterator.shard));
         }
@@ -239,7 +239,7 @@ impl<S: Store + Clone> Service<S> {
     fn why_unreadable(&self, stream: &Stream, index: u32, error: &FetchError) -> ApiError {
         // It may have gone while it was read.
         match self.ground.catalog.stream_of(stream.id()) {
-            Some(now) if check_readable(&now).is_ok() => match now.shard(index) {
+            Some(now) if check_serving(&now).is_ok() => match now.shard(index) {
                 Some(_) => read_failure(error),
                 None => no_shard(&now, index),
             },

@@ -15,10 +15,10 @@ use thalweg_wire::sequence_number::{SequenceNumber, SequenceNumberError};
 use super::codec::timestamp_ms;
 use super::error::{ApiError, ErrorKind};
 use super::put::{dry_run, throttle_message};
-use super::service::{Call, Service, not_found, read};
+use super::service::{Call, Service, check_serving, read};
 use super::token::{TokenContent, TokenError, TokenKind};
 use crate::control::catalog::Stream;
-use crate::control::record::{ShardRecord, StreamName, StreamStatus, shard_id, shard_name};
+use crate::control::record::{ShardRecord, StreamName, shard_id, shard_name};
 use crate::control::store::Store;
 use crate::route::FetchError;
 
@@ -268,17 +268,6 @@ pub(super) fn no_shard(stream: &Stream, index: u32) -> ApiError {
     ))
 }
 
-/// Whether a stream is in a state in which it is read.
-///
-/// # Errors
-/// The service's error if not: its shards are not there yet, or not any more.
-pub(super) fn check_readable(stream: &Stream) -> Result<(), ApiError> {
-    match stream.record.status {
-        StreamStatus::Active | StreamStatus::Updating => Ok(()),
-        StreamStatus::Creating | StreamStatus::Deleting => Err(not_found(&stream.name)),
-    }
-}
-
 /// What a caller is told when a node does not give what was asked for: it may try again.
 pub(super) fn read_failure(error: &FetchError) -> ApiError {
     tracing::warn!(%error, "a shard could not be read");
@@ -315,7 +304,7 @@ impl<S: Store + Clone> Service<S> {
         let input: GetShardIteratorInput = read(input)?;
         let (name, arn) = (input.stream_name.as_deref(), input.stream_arn.as_deref());
         let stream = self.authorized_stream(call, name, arn)?;
-        check_readable(&stream)?;
+        check_serving(&stream)?;
         let shard = find_shard(&stream, &input.shard_id)?;
         let position = StartingPosition {
             kind: input.shard_iterator_type,

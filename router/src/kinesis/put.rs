@@ -25,10 +25,10 @@ use super::records::{
     decode_put_records,
 };
 use super::server::ApiResponse;
-use super::service::{Call, Service, not_found};
+use super::service::{Call, Service, check_serving};
 use super::sigv4::Authenticator;
 use crate::control::catalog::Stream;
-use crate::control::record::{Encryption, StreamStatus, shard_id, shard_name};
+use crate::control::record::{Encryption, shard_id, shard_name};
 use crate::control::store::Store;
 use crate::metrics::stream::Written;
 use crate::route::{AppendError, Position, ShardRecords};
@@ -113,6 +113,7 @@ impl<S: Store + Clone> Service<S> {
         request: PutRecordRequest<'_>,
         written: &mut Written,
     ) -> Result<ApiResponse, ApiError> {
+        check_serving(stream)?;
         if let Some(number) = &request.sequence_number_for_ordering {
             check_ordering(stream, number)?;
         }
@@ -163,6 +164,7 @@ impl<S: Store + Clone> Service<S> {
         request: &PutRecordsRequest<'_>,
         written: &mut Written,
     ) -> Result<ApiResponse, ApiError> {
+        check_serving(stream)?;
         let placed = place(stream, &request.records, Some(REQUEST_BYTES_MAX))?;
         if request.dry_run {
             return Err(dry_run());
@@ -173,19 +175,14 @@ impl<S: Store + Clone> Service<S> {
         Ok(ApiResponse::Whole(Bytes::from(body)))
     }
 
-    /// The stream of a write, if the caller may write to it and it takes records.
+    /// The stream of a write, if the caller may write to it.
     fn stream_to_write(
         &self,
         call: &Call,
         named: &StreamReference<'_>,
     ) -> Result<Arc<Stream>, ApiError> {
         let (name, arn) = (named.name.as_deref(), named.arn.as_deref());
-        let stream = self.authorized_stream(call, name, arn)?;
-        match stream.record.status {
-            StreamStatus::Active | StreamStatus::Updating => Ok(stream),
-            // Its shards are not there yet, or not any more.
-            StreamStatus::Creating | StreamStatus::Deleting => Err(not_found(&stream.name)),
-        }
+        self.authorized_stream(call, name, arn)
     }
 
     /// Stores records, those of each shard together; answers what became of each, in their order.

@@ -25,7 +25,7 @@ use super::{accounts, policies, reshard, settings, shards, streams, tags};
 use crate::control::NowMs;
 use crate::control::catalog::{Catalog, Stream};
 use crate::control::nodes::Node;
-use crate::control::record::{RecordKey, StreamName, StreamRecord, encode_record};
+use crate::control::record::{RecordKey, StreamName, StreamRecord, StreamStatus, encode_record};
 use crate::control::store::{CommitError, Expectation, Revision, Store, Transaction};
 use crate::metrics::operations::OperationCounts;
 use crate::route::{Fetcher, Writer};
@@ -496,6 +496,17 @@ pub(super) fn not_found(name: &StreamName) -> ApiError {
         "Stream {} under account {} not found.",
         name.name, name.account_id
     ))
+}
+
+/// Whether a stream is in a state in which it is written and read.
+///
+/// # Errors
+/// The service's error if not: its shards are not there yet, or not any more.
+pub(super) fn check_serving(stream: &Stream) -> Result<(), ApiError> {
+    match stream.record.status {
+        StreamStatus::Active | StreamStatus::Updating => Ok(()),
+        StreamStatus::Creating | StreamStatus::Deleting => Err(not_found(&stream.name)),
+    }
 }
 
 /// The service's error for a stream in whose state something cannot be done.

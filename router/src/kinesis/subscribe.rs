@@ -21,12 +21,12 @@ use super::consumers::{ConsumerName, FoundConsumer, no_consumer, parse_consumer_
 use super::error::ApiError;
 use super::event_stream::{event, exception, initial_response};
 use super::iterators::{
-    Place, StartingPosition, check_readable, find_shard, internal_failure, no_shard, place_number,
+    Place, StartingPosition, find_shard, internal_failure, no_shard, place_number,
 };
 use super::put::dry_run;
 use super::reading::{Children, RecordSource, millis_behind, record_bytes};
 use super::server::{ApiResponse, EventSender, event_channel};
-use super::service::{Call, Service, not_found, read};
+use super::service::{Call, Service, check_serving, not_found, read};
 use super::subscriptions::{SubscriptionKey, Ticket};
 use crate::control::NowMs;
 use crate::control::catalog::{Catalog, Stream};
@@ -93,7 +93,7 @@ impl<S: Store + Clone> Service<S> {
         let consumer = parse_consumer_arn(&input.consumer_arn)?;
         let FoundConsumer { stream, consumer: found, .. } =
             self.authorized_consumer_of(call, &consumer)?;
-        check_readable(&stream)?;
+        check_serving(&stream)?;
         if found.record.status != ConsumerStatus::Active {
             return Err(ApiError::resource_in_use(format!(
                 "Consumer {} with creation timestamp {} under stream: {}, account {} is not in \
@@ -258,7 +258,7 @@ impl Subscriber {
     fn standing(&self) -> Result<Standing, ApiError> {
         let gone = || not_found(&self.consumer.stream);
         let stream = self.catalog.stream_of(self.stream).ok_or_else(gone)?;
-        check_readable(&stream)?;
+        check_serving(&stream)?;
         let consumer = stream.consumer(&self.consumer.name).filter(|consumer| {
             consumer.record.created_ms == self.consumer_created_ms
                 && consumer.record.status != ConsumerStatus::Deleting

@@ -277,7 +277,7 @@ impl ConsumerCounts {
         self.subscribed.add_one();
     }
 
-    /// One was refused, because another lasts or began a moment ago.
+    /// One was refused, because another began a moment ago.
     pub fn note_rate_exceeded(&self) {
         self.rate_exceeded.add_one();
     }

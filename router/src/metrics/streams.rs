@@ -154,7 +154,7 @@ fn encode_consumers(encoder: &mut DescriptorEncoder<'_>, streams: &[Arc<Stream>]
         ("subscribe_to_shard_success", "Subscriptions that began", |c| &c.subscribed),
         (
             "subscribe_to_shard_rate_exceeded",
-            "Subscriptions refused because another lasts or began a moment ago",
+            "Subscriptions refused because another began a moment ago",
             |c| &c.rate_exceeded,
         ),
         ("subscribe_to_shard_event_success", "Events sent", |c| &c.events),

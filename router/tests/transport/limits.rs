@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering::SeqCst;
 use std::time::{Duration, Instant};
 
+use thalweg_router::kinesis::error::ErrorKind;
 use thalweg_router::kinesis::server::{ANSWER_BYTES_FREE, Limits};
 use tokio::io::AsyncReadExt;
 
@@ -122,7 +123,7 @@ async fn requests_under_way_have_a_limit() {
         assert_eq!(client.answer().await.status, 200);
     }
     assert_eq!(client.call("Echo", "again").await.text(), "again");
-    assert_eq!(served.server.counts().requests_refused, 1);
+    assert_eq!(served.server.counts().refusals.of(ErrorKind::ServiceUnavailable), 1);
     served.until("none under way", |counts| counts.requests_open == 0).await;
 }
 

@@ -19,9 +19,7 @@ pub struct ServerCounts {
     pub requests: u64,
     /// Requests that are under way.
     pub requests_open: u64,
-    /// Requests that were answered with 503 for want of room.
-    pub requests_refused: u64,
-    /// Requests that the server itself refused, those among them.
+    /// Requests that the server itself refused.
     pub refusals: Refusals,
     /// Event streams that are open.
     pub event_streams_open: u64,
@@ -43,6 +41,12 @@ impl Default for Refusals {
 }
 
 impl Refusals {
+    /// How many with this type.
+    #[must_use]
+    pub fn of(&self, kind: ErrorKind) -> u64 {
+        self.0[kind as usize]
+    }
+
     /// Each type, and how many.
     pub fn by_kind(&self) -> impl Iterator<Item = (ErrorKind, u64)> + '_ {
         ErrorKind::ALL.iter().copied().zip(self.0)
@@ -56,7 +60,6 @@ pub(super) struct Counters {
     pub(super) connections_refused: Counter,
     pub(super) clients_cut: Counter,
     pub(super) requests: Counter,
-    pub(super) requests_refused: Counter,
     /// By [`ErrorKind`].
     refusals: [Counter; ErrorKind::ALL.len()],
 }
@@ -68,7 +71,6 @@ impl Default for Counters {
             connections_refused: Counter::default(),
             clients_cut: Counter::default(),
             requests: Counter::default(),
-            requests_refused: Counter::default(),
             refusals: std::array::from_fn(|_| Counter::default()),
         }
     }

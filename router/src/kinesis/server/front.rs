@@ -85,7 +85,6 @@ impl<A: Api> Front<A> {
             clients_cut: self.counters.clients_cut.get(),
             requests: self.counters.requests.get(),
             requests_open: used(self.limits.requests_max, &self.requests),
-            requests_refused: self.counters.requests_refused.get(),
             refusals: self.counters.refusals(),
             event_streams_open: used(self.limits.event_streams_max, &self.event_streams),
             bodies_bytes: self.intake.bytes_used() as u64,
@@ -309,18 +308,15 @@ impl<A: Api> Front<A> {
     }
 
     fn no_room(&self, message: &str) -> ApiError {
-        self.counters.requests_refused.add_one();
         let error = ApiError::service_unavailable(message);
         self.counters.note_refusal(error.kind);
         error
     }
 
     fn not_received(&self, failed: Failed) -> Refused {
-        match &failed.error {
-            IntakeError::NoRoom => self.counters.requests_refused.add_one(),
-            IntakeError::TooSlow { .. } => self.counters.clients_cut.add_one(),
-            IntakeError::TooLarge { .. } | IntakeError::Broken(_) => 0,
-        };
+        if let IntakeError::TooSlow { .. } = &failed.error {
+            self.counters.clients_cut.add_one();
+        }
         let is_connection_usable = failed.is_connection_usable;
         let error = ApiError::from(failed.error);
         self.counters.note_refusal(error.kind);
