@@ -33,6 +33,8 @@ KEYS = [f"key-{number}" for number in range(32)]
 PAYLOAD_BYTES = 100
 # Puts of a record for each key: some 300 records a second, below the limit of one shard.
 ROUND_S = 0.1
+# How long it is waited for what should not come.
+LATE_S = 3
 # Rounds between one change of the stream and the next, so that each shard has records.
 ROUNDS = 20
 # Beside what docs/kcl.md tells users to set.
@@ -53,6 +55,9 @@ POLLING = {
     "applicationName": "polling",
     "retrievalMode": "POLLING",
     "idleTimeBetweenReadsInMillis": "250",
+    # What was put before the first read is more than a shard gives at a time: 2,000 records a
+    # second. The KCL goes on after that is refused, and logs an error.
+    "maxRecords": "400",
 }
 FAN_OUT = {"applicationName": "fan-out", "retrievalMode": "FANOUT"}
 LOGBACK = """<configuration>
@@ -347,6 +352,7 @@ def run(kinesis, dynamodb, start_applications):
         )
         one.check_log()
     # Nothing comes a second time later.
+    time.sleep(LATE_S)
     for one in applications:
         one.check_deliveries(acked, producer.rounds)
 
