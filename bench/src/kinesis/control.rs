@@ -16,6 +16,8 @@ use crate::error::BenchError;
 pub const PATIENCE: Duration = Duration::from_secs(120);
 /// First and longest pause between two looks at something that is being made.
 const LOOK: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(500));
+/// More shards than any workload makes.
+const SHARDS_MAX: usize = 1_000_000;
 /// Shards in a page (API reference, ListShards).
 const SHARDS_PER_PAGE: u32 = 1000;
 /// Bytes of a record's data and key that every stream takes (API reference, UpdateMaxRecordSize).
@@ -153,8 +155,8 @@ impl<'c> Control<'c> {
                 shards.push(text(shard, "ShardId", OPERATION)?);
             }
             match answer["NextToken"].as_str() {
-                // A page of nothing would go on for ever.
-                Some(token) if !page.is_empty() => {
+                // Pages of nothing, or the same ones again, would go on for ever.
+                Some(token) if !page.is_empty() && shards.len() <= SHARDS_MAX => {
                     input = json!({ "NextToken": token, "MaxResults": SHARDS_PER_PAGE });
                 }
                 _ => return Ok(shards),

@@ -17,6 +17,8 @@ use crate::error::BenchError;
 const CONSUMER: &str = "thalweg-bench";
 /// How long all shards may take to be subscribed to.
 const SUBSCRIBE: Duration = Duration::from_secs(60);
+/// How long it is listened after that: what comes twice may come late.
+const LATE: Duration = Duration::from_millis(500);
 /// How often it is looked whether all has come.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -91,6 +93,7 @@ fn put_and_follow(
                     (before, last) = (delivered(), Instant::now());
                 }
             }
+            std::thread::sleep(LATE);
         }
         following.over.store(true, Ordering::Relaxed);
         let deliveries = follower.join().map_err(|_| BenchError::Panicked)?;

@@ -29,6 +29,8 @@ const CUT_STEP: u64 = 8191;
 const KEYS_PER_SHARD: u64 = 2;
 /// Deviations that are told in words.
 const DEVIATIONS_SHOWN_MAX: usize = 8;
+/// After so many deviations nothing more is read: a server may answer the same page for ever.
+const DEVIATIONS_MAX: u64 = 100_000;
 
 /// A record's name: who wrote it, and its number there.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -295,6 +297,13 @@ impl<'b> Audit<'b> {
         if deviations.shown.len() < DEVIATIONS_SHOWN_MAX {
             deviations.shown.push(what());
         }
+    }
+
+    /// Whether there is no sense in reading on.
+    #[must_use]
+    pub fn is_hopeless(&self) -> bool {
+        let deviations = self.deviations.lock().unwrap_or_else(PoisonError::into_inner);
+        deviations.count > DEVIATIONS_MAX
     }
 
     /// All shards were read: what was not found is missing.

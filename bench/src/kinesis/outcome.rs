@@ -103,7 +103,7 @@ impl ApiReport {
 /// What is counted while a workload runs.
 #[derive(Clone, Debug, Default)]
 pub struct Counts {
-    /// Requests that were answered, whatever with.
+    /// Requests that were made, whatever came of them.
     pub requests: u64,
     /// Those that were refused for the moment as a whole.
     pub throttled_requests: u64,

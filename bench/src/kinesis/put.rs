@@ -77,7 +77,7 @@ pub struct Put {
     pub records: u64,
     /// Bytes of their data.
     pub bytes: u64,
-    /// Requests answered within it.
+    /// Requests of which something was acknowledged within it.
     pub requests: u64,
     /// The span.
     pub span: Duration,
@@ -369,6 +369,8 @@ impl<'r> Lane<'r> {
                 return;
             }
             if now > self.shared.schedule.end + DRAIN || self.is_stopped() {
+                // It took as long at least: the slowest are not left out of the figures.
+                self.note_latency(intended, now);
                 let given_up = self.pending.drain(..).len() as u64;
                 self.part.borrow_mut().counts.given_up_records += given_up;
                 return;
@@ -477,7 +479,7 @@ impl<'r> Lane<'r> {
         self.shared.progress.records.fetch_add(records, Ordering::Relaxed);
         let mut part = self.part.borrow_mut();
         if self.shared.counts(now) {
-            part.requests += 1;
+            part.requests += u64::from(acknowledged > 0);
             part.records += records;
         }
     }

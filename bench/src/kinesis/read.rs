@@ -181,6 +181,9 @@ impl Lane<'_> {
                 None => return Ok(()),
                 Some(next) => iterator = next,
             }
+            if audit.is_hopeless() {
+                return Ok(());
+            }
             if page.records > 0 {
                 last = Instant::now();
                 continue;

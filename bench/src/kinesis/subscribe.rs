@@ -203,6 +203,13 @@ impl Follower<'_> {
         Ok(self.deliveries)
     }
 
+    /// A subscription did not end as it should.
+    fn broke(&self, how: &str) {
+        if !self.is_over() {
+            self.of.following.deviate(format!("a subscription to {} broke: {how}", self.shard));
+        }
+    }
+
     fn is_over(&self) -> bool {
         self.of.following.over.load(Ordering::Relaxed)
     }
@@ -214,9 +221,18 @@ impl Follower<'_> {
         while !self.is_over() {
             let frame = match timeout(LOOK, stream.frame()).await {
                 Err(_) => continue,
-                Ok(None) => return Ok(()),
-                // The next one tells if the server is gone.
-                Ok(Some(Err(_))) => return Ok(()),
+                Ok(None) => {
+                    if !received.is_empty() {
+                        let bytes = received.len();
+                        self.broke(&format!("it ended within a message, {bytes} bytes of it came"));
+                    }
+                    return Ok(());
+                }
+                // The next subscription tells if the server is gone.
+                Ok(Some(Err(error))) => {
+                    self.broke(&error.to_string());
+                    return Ok(());
+                }
                 Ok(Some(Ok(frame))) => frame,
             };
             let at = Instant::now();
