@@ -7,22 +7,19 @@
 
 mod support;
 
-use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use support::dev::DevProcess;
+use support::tap::{Outcome, PYTHON, Seen, Tap, installed, python, root, seen};
 use support::{directory, two_free_ports};
 
 /// How long all clients may take together, on two processors that do other things as well.
 const PATIENCE: Duration = Duration::from_secs(240);
 const REGION: &str = "us-east-1";
-/// Where the newest boto3 is, and what the tap needs.
-const PYTHON: &str = "kinesis-clients";
 /// The programs in JavaScript and what they share: Node.js finds packages beside them only.
 const JAVASCRIPT: [&str; 3] = ["common.mjs", "lifion_client.mjs", "sdk_client.mjs"];
 
@@ -39,16 +36,6 @@ const CLIENTS: [(&str, Language); 8] = [
 ];
 
 /// What must have been seen on the way, or nothing was checked.
-struct Seen {
-    client: &'static str,
-    http: &'static str,
-    encoding: &'static str,
-    outcomes: &'static [Outcome],
-}
-
-/// An operation, and what came of it: see `clients/tap.py`.
-type Outcome = (&'static str, &'static str);
-
 const SEEN: [Seen; 8] = [
     seen("aiokpl", "1.1", "json", &[("ListShards", "ok"), ("PutRecords", "ok")]),
     seen("async-kinesis", "1.1", "json", &[("GetRecords", "ok"), ("PutRecords", "ok")]),
@@ -69,15 +56,6 @@ const BOTH_WAYS: &[Outcome] = &[
     ("DeleteStream", "ok"),
 ];
 
-const fn seen(
-    client: &'static str,
-    http: &'static str,
-    encoding: &'static str,
-    outcomes: &'static [Outcome],
-) -> Seen {
-    Seen { client, http, encoding, outcomes }
-}
-
 #[derive(Clone, Copy)]
 enum Language {
     Python(&'static str),
@@ -87,81 +65,16 @@ enum Language {
     Rust,
 }
 
-/// Where the repository is.
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
-}
-
-/// Something that `tests/run` installs.
-fn installed(path: &str) -> PathBuf {
-    let path = root().join("target").join(path);
-    assert!(path.exists(), "{} is missing: tests/run installs it", path.display());
-    path
-}
-
-/// A program in Python, with the packages of one of the environments.
-fn python(environment: &str, program: &str) -> Command {
-    let mut command = Command::new(installed(environment).join("bin/python"));
-    command.env("PYTHONDONTWRITEBYTECODE", "1").arg(root().join("tests/clients").join(program));
-    command
-}
-
 fn command(language: Language) -> Command {
     match language {
-        Language::Python(program) => python(PYTHON, program),
-        Language::PythonAsync(program) => python("async-clients", program),
+        Language::Python(program) => python(PYTHON, &format!("clients/{program}")),
+        Language::PythonAsync(program) => python("async-clients", &format!("clients/{program}")),
         Language::JavaScript(program) => {
             let mut command = Command::new("node");
             command.arg(installed("javascript-clients").join(program));
             command
         }
         Language::Rust => Command::new(installed("rust-client/debug/thalweg-test-client")),
-    }
-}
-
-/// The tap: it hands on what clients and `thalweg dev` say to each other, and judges it.
-struct Tap {
-    child: Child,
-    stdout: BufReader<ChildStdout>,
-    /// Where it listens, by clients.
-    ports: BTreeMap<String, u16>,
-}
-
-/// What the tap has to tell in the end.
-#[derive(Deserialize)]
-struct Report {
-    /// Client, HTTP version, encoding, operation and outcome, and how often.
-    observed: Vec<([String; 5], u64)>,
-    deviations: Vec<String>,
-}
-
-impl Tap {
-    fn start(dev: &DevProcess) -> Tap {
-        let mut command = python(PYTHON, "tap.py");
-        command.arg(dev.address.port().to_string());
-        command.args(CLIENTS.map(|(name, _)| name));
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().expect("python can be run");
-        let mut stdout = BufReader::new(child.stdout.take().expect("it is piped"));
-        let mut line = String::new();
-        stdout.read_line(&mut line).expect("the tap says where it listens");
-        let ports = serde_json::from_str(&line).expect("ports by clients");
-        Tap { child, stdout, ports }
-    }
-
-    fn finish(mut self) -> Report {
-        drop(self.child.stdin.take());
-        let mut text = String::new();
-        self.stdout.read_to_string(&mut text).expect("the tap reports");
-        assert!(self.child.wait().expect("it ends").success());
-        serde_json::from_str(&text).expect("a report")
-    }
-}
-
-impl Drop for Tap {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -176,7 +89,7 @@ impl Running {
     /// Starts it with nothing of this environment but the path.
     fn start(
         (name, language): (&'static str, Language),
-        port: u16,
+        endpoint: String,
         key: &Key,
         directory: &Path,
     ) -> Running {
@@ -188,7 +101,7 @@ impl Running {
             .env("PATH", std::env::var_os("PATH").expect("there is one"))
             .env("HOME", directory)
             .env("PYTHONDONTWRITEBYTECODE", "1")
-            .env("AWS_ENDPOINT_URL_KINESIS", format!("http://127.0.0.1:{port}"))
+            .env("AWS_ENDPOINT_URL_KINESIS", endpoint)
             .env("AWS_REGION", REGION)
             .env("AWS_DEFAULT_REGION", REGION)
             .env("AWS_ACCESS_KEY_ID", &key.access_key_id)
@@ -272,32 +185,23 @@ fn clients_get_what_the_service_would_answer() {
     let data_dir = data.path().join("d");
     let mut dev = DevProcess::start(&data_dir, two_free_ports(), &["--memory-bytes", "128MiB"]);
     let key = key(&data_dir);
-    let tap = Tap::start(&dev);
+    let tap = Tap::start(dev.address.port(), &CLIENTS.map(|(name, _)| name));
     let running = CLIENTS
-        .map(|client| Running::start(client, tap.ports[client.0], &key, data.path()))
+        .map(|client| Running::start(client, tap.endpoint(client.0), &key, data.path()))
         .into_iter()
         .collect();
     let failures = failures(running);
     let report = tap.finish();
-    for (seen, count) in &report.observed {
-        println!("{}: {count}", seen.join(" "));
-    }
     // What deviates may be why a client failed.
-    assert!(report.deviations.is_empty(), "{:#?}", report.deviations);
+    report.assert_no_deviations();
     assert!(failures.is_empty(), "{}", failures.join("\n\n"));
-    for Seen { client, http, encoding, outcomes } in SEEN {
-        for (operation, outcome) in outcomes {
-            let expected = [client, http, encoding, *operation, *outcome];
-            let is_seen = report.observed.iter().any(|(seen, _)| *seen == expected);
-            assert!(is_seen, "{expected:?} was not seen");
-        }
-    }
+    report.assert_seen(&SEEN);
     assert_eq!(dev.terminate(), Some(0));
 }
 
 #[test]
 fn the_tap_finds_what_deviates() {
-    let output = python(PYTHON, "test_tap.py").output().expect("python can be run");
+    let output = python(PYTHON, "clients/test_tap.py").output().expect("python can be run");
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && text.contains("\nOK"), "{text}");
 }

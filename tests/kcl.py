@@ -4,8 +4,9 @@ Two applications read the same stream side by side, one polls, one has enhanced 
 MultiLangDaemon, as the KCL's users in other languages run it, with kcl_processor.py as its record
 processor. Its leases are in a DynamoDB of this process (moto); Kinesis is Thalweg.
 
-Arguments: the endpoint's URL, a credentials file with two keys, the second of which is the KCL's, and
-an empty directory.
+Arguments: URLs of the endpoint, one each for the producer, the application that polls and the one
+with fan-out; a credentials file with two keys, the second of which is the KCL's; and an empty
+directory.
 """
 
 import base64
@@ -358,7 +359,7 @@ def run(kinesis, dynamodb, start_applications):
 
 
 def main():
-    endpoint, credentials, directory = sys.argv[1:]
+    endpoint, polling_endpoint, fan_out_endpoint, credentials, directory = sys.argv[1:]
     with open(credentials, "rb") as file:
         key, kcl_key = tomllib.load(file)["key"]
     # One line a request is no news.
@@ -384,11 +385,11 @@ def main():
         "AWS_ACCESS_KEY_ID": kcl_key["access_key_id"],
         "AWS_SECRET_ACCESS_KEY": kcl_key["secret_access_key"],
     }
-    urls = {"kinesisEndpoint": endpoint, "dynamoDBEndpoint": leases_url}
     applications = []
 
     def start_applications():
-        for properties in (POLLING, FAN_OUT):
+        for properties, url in ((POLLING, polling_endpoint), (FAN_OUT, fan_out_endpoint)):
+            urls = {"kinesisEndpoint": url, "dynamoDBEndpoint": leases_url}
             applications.append(Application(properties | urls, directory, environment))
         return applications
 

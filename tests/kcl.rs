@@ -1,5 +1,7 @@
 //! The Java KCL reads from `thalweg dev`, as its users run it: polling and with enhanced fan-out,
-//! through a split and a merge under load. What is done and checked is in `kcl.py`.
+//! through a split and a merge under load. What is done and checked is in `kcl.py`. What the
+//! applications and the producer are answered is held against the service model on the way
+//! (`clients/tap.py`).
 
 mod support;
 
@@ -7,11 +9,45 @@ use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::Write;
 use std::net::TcpStream;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use support::tap::{Seen, Tap, python, root, seen};
 use support::{PATIENCE, directory, thalweg, two_free_ports};
+
+/// The clients: the applications go by their names, `POLLING` and `FAN_OUT` in `kcl.py`.
+const CLIENTS: [&str; 3] = ["producer", "polling", "fan-out"];
+
+/// What must have been seen on the way, or nothing was checked. The SDK for Java speaks CBOR, and
+/// JSON where the answer is an event stream.
+const SEEN: [Seen; 4] = [
+    seen(
+        "producer",
+        "1.1",
+        "json",
+        &[
+            ("CreateStream", "ok"),
+            ("PutRecords", "ok"),
+            ("SplitShard", "ok"),
+            ("MergeShards", "ok"),
+            ("ListShards", "ok"),
+        ],
+    ),
+    seen(
+        "polling",
+        "2",
+        "cbor",
+        &[("ListShards", "ok"), ("GetShardIterator", "ok"), ("GetRecords", "ok")],
+    ),
+    seen(
+        "fan-out",
+        "2",
+        "cbor",
+        &[("RegisterStreamConsumer", "ok"), ("DescribeStreamConsumer", "ok"), ("ListShards", "ok")],
+    ),
+    seen("fan-out", "2", "json", &[("SubscribeToShard", "SubscribeToShardEvent")]),
+];
 
 /// A running `thalweg dev`.
 struct Dev(Child);
@@ -24,8 +60,8 @@ impl Drop for Dev {
 }
 
 /// Access keys: one that may do anything, and one for the KCL that may do what docs/kcl.md says.
-fn write_credentials(path: &Path, root: &Path) {
-    let docs = std::fs::read_to_string(root.join("docs/kcl.md")).expect("the documents");
+fn write_credentials(path: &Path) {
+    let docs = std::fs::read_to_string(root().join("docs/kcl.md")).expect("the documents");
     let policy = docs.split("```json\n").nth(1).and_then(|rest| rest.split("```").next());
     let policy = policy.expect("a policy in docs/kcl.md");
     let credentials = format!(
@@ -68,9 +104,6 @@ fn start_dev(address: &str, data_dir: &Path, log: &Path) -> Dev {
 
 #[test]
 fn the_java_kcl_reads_each_record_once_through_a_split_and_a_merge() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    let python: PathBuf = root.join("target/kcl/bin/python");
-    assert!(python.exists(), "{} is missing: tests/run installs it", python.display());
     let directory = directory();
     let (data_dir, log) = (directory.path().join("d"), directory.path().join("log"));
     let kcl_dir = directory.path().join("kcl");
@@ -78,23 +111,27 @@ fn the_java_kcl_reads_each_record_once_through_a_split_and_a_merge() {
         DirBuilder::new().mode(0o700).create(new).expect("a new directory");
     }
     let credentials = data_dir.join("credentials.toml");
-    write_credentials(&credentials, &root);
-    let address = format!("127.0.0.1:{}", two_free_ports());
-    let mut dev = start_dev(&address, &data_dir, &log);
+    write_credentials(&credentials);
+    let port = two_free_ports();
+    let mut dev = start_dev(&format!("127.0.0.1:{port}"), &data_dir, &log);
+    let tap = Tap::start(port, &CLIENTS);
 
-    let read = Command::new(python)
-        .arg(root.join("tests/kcl.py"))
-        .arg(format!("http://{address}"))
+    let read = python("kcl", "kcl.py")
+        .args(CLIENTS.map(|client| tap.endpoint(client)))
         .arg(&credentials)
         .arg(&kcl_dir)
         .status()
         .expect("python can be run");
 
+    let report = tap.finish();
     let asked = Command::new("kill").args(["-TERM", &dev.0.id().to_string()]).status();
     assert!(asked.expect("kill can be run").success());
     let ended = dev.0.wait().expect("it ends");
     let warnings = std::fs::read_to_string(&log).expect("its log");
+    // What deviates may be why an application failed.
+    report.assert_no_deviations();
     assert!(read.success(), "kcl.py: {read}; warnings of thalweg dev:\n{warnings}");
+    report.assert_seen(&SEEN);
     assert_eq!(ended.code(), Some(0));
     assert_eq!(warnings, "", "nothing of this is worth a warning");
 }

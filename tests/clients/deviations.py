@@ -127,6 +127,10 @@ class Cbor(BaseCBORParser):
             raise ValueError(f"{len(rest)} bytes behind the value")
         return value
 
+    def _read_from_stream(self, stream, num_bytes):
+        # Where it is no CBOR, a length can be anything: memory for it is not asked for.
+        return super()._read_from_stream(stream, min(num_bytes, stream.raw.getbuffer().nbytes + 1))
+
     def _parse_key_value_pair(self, stream, items):
         key = self.parse_data_item(stream)
         if not isinstance(key, str) or key in items:

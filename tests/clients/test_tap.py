@@ -9,7 +9,7 @@ from struct import pack
 import hpack
 from hyperframe.frame import DataFrame, HeadersFrame, RstStreamFrame, SettingsFrame
 
-from deviations import Answers, Cbor, Json
+from deviations import EVENT_STREAM, Answers, Cbor, Events, Json
 from exchanges import PREFACE, Connection, Request
 from tap import Exchange, Tap
 
@@ -69,9 +69,11 @@ def message(headers, payload):
     return body + pack("!I", crc32(body))
 
 
-def event(name, value, kind="event"):
-    headers = {f":{kind}-type": name, ":content-type": Json.content_type, ":message-type": kind}
-    return message(headers, json.dumps(value).encode())
+def event(name, value, kind="event", encoding=Json):
+    """An event of a value for JSON, or of bytes."""
+    headers = {f":{kind}-type": name, ":content-type": encoding.content_type}
+    headers[":message-type"] = kind
+    return message(headers, value if isinstance(value, bytes) else json.dumps(value).encode())
 
 
 BEGINNING = event("initial-response", {})
@@ -229,6 +231,29 @@ class Deviations(unittest.TestCase):
         self.assertEqual(len(found(b"\xa2" + twice + twice)), 1)
 
 
+    def test_event_streams_come_in_cbor_as_well(self):
+        def found(*payloads, encoding=Cbor):
+            asked = request("SubscribeToShard", encoding=Cbor)
+            events = Events(ANSWERS, asked, {**HEADERS, "content-type": EVENT_STREAM})
+            events.receive(event("initial-response", b"\xa0", encoding=Cbor))
+            for payload in payloads:
+                events.receive(event("SubscribeToShardEvent", payload, encoding=encoding))
+            events.end()
+            return events.deviations
+
+        # A map of three: Records, a list of none; MillisBehindLatest; ContinuationSequenceNumber.
+        def payload(behind=b"\0", number=cbor(SEQUENCE_NUMBER)):
+            end = cbor("MillisBehindLatest") + behind + cbor("ContinuationSequenceNumber") + number
+            return b"\xa3" + cbor("Records") + b"\x80" + end
+
+        self.assertEqual(found(payload(), payload()), [])
+        self.assertEqual(len(found(payload(), payload(behind=cbor("0")))), 1)
+        self.assertEqual(len(found(payload(number=b"\xf6"))), 1)
+        self.assertEqual(len(found(payload() + b"\0")), 1)
+        self.assertEqual(len(found(payload(), encoding=Json)), 1)
+        self.assertEqual(len(found(b'{"Records":[]}')), 1)
+
+
 def put_entry():
     return {"SequenceNumber": SEQUENCE_NUMBER, "ShardId": SHARD}
 
@@ -302,7 +327,7 @@ class Transport(unittest.TestCase):
         self.assertIn("before the end", self.tap.deviations[1])
 
     def events(self, *messages, cut=None):
-        headers = {**HEADERS, "content-type": "application/vnd.amazon.eventstream"}
+        headers = {**HEADERS, "content-type": EVENT_STREAM}
         chunks = b"".join(
             f"{len(message):x}\r\n".encode() + message + b"\r\n" for message in messages
         )

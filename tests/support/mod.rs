@@ -7,6 +7,7 @@ pub(crate) mod loop_disk;
 #[path = "../../router/tests/support/prometheus.rs"]
 pub(crate) mod prometheus;
 pub(crate) mod recorded_disk;
+pub(crate) mod tap;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
