@@ -54,9 +54,8 @@ BELOW_MIN = {
     ("EnhancedMonitoringOutput", "CurrentShardLevelMetrics"),
     ("EnhancedMonitoringOutput", "DesiredShardLevelMetrics"),
 }
-# At the end of a closed shard this one is null (API reference).
-NULL_AT_THE_END = {("GetRecordsOutput", "NextShardIterator")}
-# And this one is missing, against the model: consumers without an SDK take null for a position.
+# At the end of a closed shard this one is missing, against the model: consumers without an SDK take
+# null for a position.
 MISSING_AT_THE_END = {("SubscribeToShardEvent", "ContinuationSequenceNumber")}
 
 
@@ -220,8 +219,6 @@ class Judge:
             if name not in values:
                 if name in shape.get("required", []) and place not in MISSING_AT_THE_END:
                     self.add(f"{path}.{name}", "is required and missing")
-            elif values[name] is None and place in NULL_AT_THE_END:
-                pass
             elif place in BELOW_MIN and type(values[name]) in (int, list) and not values[name]:
                 pass
             else:

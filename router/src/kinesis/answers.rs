@@ -4,7 +4,7 @@
 //! A writer is filled record by record, so that nobody has to gather them, and is then finished with
 //! what stands behind the records. In CBOR the list of records is therefore one of unknown length.
 
-use super::cbor::{BREAK, Header, simple, write_bytes, write_head, write_text, write_timestamp};
+use super::cbor::{BREAK, Header, write_bytes, write_head, write_text, write_timestamp};
 use super::codec::Encoding;
 
 /// A record as a reader gets it.
@@ -47,7 +47,9 @@ pub struct ChildShardView<'a> {
 /// What stands behind the records of a GetRecords answer.
 #[derive(Clone, Copy, Debug)]
 pub struct GetRecordsEnd<'a> {
-    /// `None` at the end of a closed shard; it is written as null.
+    /// `None` at the end of a closed shard. Then it is not written, as the service does
+    /// (mhart/kinesalite#20): the SDK for JavaScript 2 hands on null, and lifion-kinesis compares with
+    /// `undefined`.
     pub next_shard_iterator: Option<&'a str>,
     /// Milliseconds behind the tip.
     pub millis_behind_latest: u64,
@@ -145,7 +147,9 @@ impl<'b> RecordsWriter<'b> {
     pub fn finish_get_records(mut self, end: &GetRecordsEnd<'_>) {
         let out = &mut self.out;
         out.close_list();
-        out.text_or_null("NextShardIterator", end.next_shard_iterator);
+        if let Some(iterator) = end.next_shard_iterator {
+            out.text("NextShardIterator", iterator);
+        }
         out.number("MillisBehindLatest", end.millis_behind_latest);
         out.child_shards(end.child_shards);
         out.close_map();
@@ -304,17 +308,6 @@ impl<'b> Out<'b> {
             }
             Encoding::Json => self.quoted(text),
             Encoding::Cbor => write_text(self.buffer, text),
-        }
-    }
-
-    fn text_or_null(&mut self, name: &str, text: Option<&str>) {
-        self.name(name);
-        match (text, self.encoding) {
-            (Some(text), _) => self.text_value(text),
-            (None, Encoding::Json) => self.buffer.extend_from_slice(b"null"),
-            (None, Encoding::Cbor) => {
-                write_head(self.buffer, Header::Simple(simple::NULL));
-            }
         }
     }
 
@@ -492,7 +485,6 @@ mod tests {
                 "PartitionKey" => RECORD.partition_key,
                 "EncryptionType" => "KMS",
             }],
-            "NextShardIterator" => null,
             "MillisBehindLatest" => 0,
             "ChildShards" => [{
                 "ShardId" => CHILD.shard_id,
@@ -523,6 +515,26 @@ mod tests {
             let parents = json!(["shardId-000000000000", "shardId-000000000001"]);
             assert_eq!(value["ChildShards"][1]["ParentShards"], parents);
         }
+    }
+
+    /// It was null: lifion-kinesis read the end of the shard again and again, and never went on with
+    /// its children.
+    #[test]
+    fn the_last_answer_of_a_shard_has_no_iterator() {
+        let last = |encoding| {
+            written(|buffer| {
+                RecordsWriter::new(encoding, buffer).finish_get_records(&GetRecordsEnd {
+                    next_shard_iterator: None,
+                    millis_behind_latest: 0,
+                    child_shards: &[],
+                });
+            })
+        };
+        assert_eq!(last(Encoding::Json), br#"{"Records":[],"MillisBehindLatest":0}"#);
+        let value: ciborium::Value =
+            ciborium::from_reader(last(Encoding::Cbor).as_slice()).expect("is CBOR");
+        let expected = cbor!({ "Records" => [], "MillisBehindLatest" => 0 });
+        assert_eq!(value, expected.expect("is a value"));
     }
 
     /// It was null: lifion-kinesis took it for a position and ended with an error, instead of going

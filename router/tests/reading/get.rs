@@ -113,10 +113,7 @@ async fn a_closed_shard_ends_with_its_children() {
 
     let (data, last) = read(&router, before, usize::MAX).await;
     assert_eq!(data, [&b"first"[..], b"second"]);
-    assert_eq!(
-        (&last["NextShardIterator"], &last["MillisBehindLatest"]),
-        (&Value::Null, &json!(0))
-    );
+    assert_eq!((last.get("NextShardIterator"), &last["MillisBehindLatest"]), (None, &json!(0)));
     let half = (1_u128 << 127).to_string();
     assert_eq!(
         last["ChildShards"],
@@ -147,7 +144,7 @@ async fn a_closed_shard_ends_with_its_children() {
         let at_end = iterator(&router, "s", place).await;
         let output = get(&router, &at_end, None).await;
         assert_eq!((data_of(&output).len(), &output["ChildShards"]), (0, &last["ChildShards"]));
-        assert_eq!(output["NextShardIterator"], Value::Null);
+        assert_eq!(output.get("NextShardIterator"), None);
     }
     // The children have what came later, and do not end.
     let mut data = Vec::new();
