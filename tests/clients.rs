@@ -21,28 +21,46 @@ use support::{directory, two_free_ports};
 const PATIENCE: Duration = Duration::from_secs(240);
 const REGION: &str = "us-east-1";
 /// The programs in JavaScript and what they share: Node.js finds packages beside them only.
-const JAVASCRIPT: [&str; 3] = ["common.mjs", "lifion_client.mjs", "sdk_client.mjs"];
+const JAVASCRIPT: [&str; 6] = [
+    "common.mjs",
+    "lifion.mjs",
+    "lifion_client.mjs",
+    "lifion_fan_out_client.mjs",
+    "resolve.mjs",
+    "sdk_client.mjs",
+];
 
 /// The clients: a name, and what is run in which language.
-const CLIENTS: [(&str, Language); 8] = [
+const CLIENTS: [(&str, Language); 9] = [
     ("aiokpl", Language::PythonAsync("aiokpl_client.py")),
     ("async-kinesis", Language::PythonAsync("async_kinesis_client.py")),
     ("aws-cli", Language::Python("cli_client.py")),
     ("boto3", Language::Python("boto3_client.py")),
     ("boto3-cbor", Language::Python("cbor_client.py")),
     ("lifion-kinesis", Language::JavaScript("lifion_client.mjs")),
+    ("lifion-fan-out", Language::JavaScript("lifion_fan_out_client.mjs")),
     ("sdk-javascript", Language::JavaScript("sdk_client.mjs")),
     ("sdk-rust", Language::Rust),
 ];
 
 /// What must have been seen on the way, or nothing was checked.
-const SEEN: [Seen; 8] = [
+const SEEN: [Seen; 9] = [
     seen("aiokpl", "1.1", "json", &[("ListShards", "ok"), ("PutRecords", "ok")]),
     seen("async-kinesis", "1.1", "json", &[("GetRecords", "ok"), ("PutRecords", "ok")]),
     seen("aws-cli", "1.1", "json", &[("GetRecords", "ok"), ("PutRecord", "ok")]),
     seen("boto3", "1.1", "json", BOTH_WAYS),
     seen("boto3-cbor", "1.1", "cbor", BOTH_WAYS),
     seen("lifion-kinesis", "1.1", "json", &[("GetRecords", "ok"), ("ListShards", "ok")]),
+    seen(
+        "lifion-fan-out",
+        "1.1",
+        "json",
+        &[
+            ("RegisterStreamConsumer", "ok"),
+            ("ListStreamConsumers", "ok"),
+            ("SubscribeToShard", "SubscribeToShardEvent"),
+        ],
+    ),
     seen("sdk-javascript", "2", "json", BOTH_WAYS),
     seen("sdk-rust", "1.1", "json", BOTH_WAYS),
 ];
