@@ -9,7 +9,7 @@ use std::path::Path;
 
 use support::{PATIENCE, directory, first_ack, produce_frame};
 use thalweg_client::{Admin, Reader, ReaderConfig};
-use thalweg_node::{Node, NodeConfig};
+use thalweg_node::{Node, NodeConfig, StartError};
 use thalweg_wire::build::{BatchBuilder, BatchIdentity, BatchRoom, NewRecord};
 use thalweg_wire::control::ExtentState;
 use thalweg_wire::hash_range::HashKey;
@@ -29,6 +29,10 @@ const MERGED_FRONT: &[u8] = include_bytes!("../node/golden/segment-2-merged-fron
 const SEGMENT_3_FRONT: &[u8] = include_bytes!("../node/golden/segment-3-front-v1.bin");
 const SEGMENT_3_BACK: &[u8] = include_bytes!("../node/golden/segment-3-back-v1.bin");
 
+const ARCHIVED_FRONT: &[u8] = include_bytes!("../node/golden/segment-2-archived-front-v1.bin");
+const ARCHIVE_FRONT: &[u8] = include_bytes!("../node/golden/segment-3-archive-front-v1.bin");
+const ARCHIVE_BACK: &[u8] = include_bytes!("../node/golden/segment-3-archive-back-v1.bin");
+
 fn write_segment(path: &Path, front: &[u8], back: &[u8]) {
     let file = std::fs::File::create(path).expect("a new file");
     file.set_len(SEGMENT_BYTES).expect("space for a segment");
@@ -38,6 +42,10 @@ fn write_segment(path: &Path, front: &[u8], back: &[u8]) {
 }
 
 fn start(dir: &Path) -> Node {
+    try_start(dir).expect("a directory of this format is read")
+}
+
+fn try_start(dir: &Path) -> Result<Node, StartError> {
     let config = NodeConfig {
         data_dirs: vec![dir.to_path_buf()],
         listen: SocketAddr::from(([127, 0, 0, 1], 0)),
@@ -47,7 +55,7 @@ fn start(dir: &Path) -> Node {
         prefill_bytes: 0,
         ..NodeConfig::default()
     };
-    Node::start(config).expect("a directory of this format is read")
+    Node::start(config)
 }
 
 fn batches(node: &Node) -> Vec<Vec<u8>> {
@@ -129,6 +137,30 @@ fn a_merged_segment_counts_in_the_place_of_others() {
             node.stop();
         }
     }
+}
+
+#[test]
+fn an_archive_has_the_extents_that_a_snapshot_leaves_to_it() {
+    let segments = [
+        (SEGMENT_1_FRONT, SEGMENT_1_BACK),
+        (ARCHIVED_FRONT, &[][..]),
+        (ARCHIVE_FRONT, ARCHIVE_BACK),
+    ];
+    // The second time its trailer is damaged: it is made anew from the segment's frames.
+    for back in [ARCHIVE_BACK, &[][..]] {
+        let segments = [segments[0], segments[1], (ARCHIVE_FRONT, back)];
+        let data = data_directory(&segments);
+        for _ in 0..2 {
+            let node = start(data.path());
+            assert_eq!(bounds(&node), (Offset(43), Offset(46)));
+            assert_eq!(batches(&node), [FIRST_BATCH]);
+            node.stop();
+        }
+    }
+    // Without it nothing is known of what the first segment has.
+    let data = data_directory(&segments[..2]);
+    let error = try_start(data.path()).err().expect("an archive is missing").to_string();
+    assert!(error.contains("segment 3 of the log is missing"), "{error}");
 }
 
 #[test]

@@ -184,6 +184,7 @@ impl NoopCore {
             free_segments_max: 3,
             retention_ms: Default::default(),
             merge_after_us: 60_000_000,
+            archive_records_min: usize::MAX,
             scrub_period_us: None,
         };
         let placement = Arc::new(Placement::default());

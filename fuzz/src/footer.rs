@@ -64,7 +64,8 @@ pub fn run(input: &[u8]) {
     // Who reads what the footer names finds nothing there, and says so.
     let mut file = vec![0; FILE_BYTES as usize];
     put(&mut file, trailer.footer_at as usize, &bytes);
-    let segment = StoredSegment { file: 0, sequence: GENERATION, base: BASE, trailer };
+    let segment =
+        StoredSegment { file: 0, sequence: GENERATION, base: BASE, trailer, is_archive: false };
     let report = ready(scrub(&MemoryFiles::new(vec![file]), &segment)).expect("memory is read");
     assert_eq!(report.damaged, u64::from(trailer.entries));
 }

@@ -1,10 +1,11 @@
 //! Histories of a log, written as a node would have written them but for what the input's choices
 //! make wrong: so an input gets behind every check that comes before the one it fails.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use arbitrary::{Result, Unstructured};
 use thalweg_node::config::BLOCK_BYTES;
+use thalweg_node::log::archive::ArchivedRecords;
 use thalweg_node::log::extent::{ExtentEnd, ExtentRecord, ExtentTrim, Producers, Remembered};
 use thalweg_node::log::footer::{encode_footer, footer_bytes};
 use thalweg_node::log::format::{FrameKind, LogFrame, SegmentHeader, SegmentOrigin};
@@ -56,6 +57,8 @@ struct LogSoFar {
     extents: BTreeMap<u32, ExtentRecord>,
     /// The segments that count.
     listed: BTreeMap<u64, SegmentEntry>,
+    /// Archives, whether they count or not, and the extents that they have.
+    archives: BTreeMap<u64, (SegmentEntry, BTreeSet<u32>)>,
     sequence: u64,
     next_base: u64,
     end: u64,
@@ -153,10 +156,13 @@ impl LogSoFar {
             last: BTreeMap::new(),
             whole: true,
         };
-        if !merged {
+        let archive = merged && choices.arbitrary()?;
+        if archive {
+            self.write_archive(choices, &mut segment)?;
+        } else if !merged {
             self.write_snapshot(choices, &mut segment)?;
         }
-        while segment.position < FILE_BYTES && !choices.is_empty() {
+        while segment.position < FILE_BYTES && !choices.is_empty() && !archive {
             if !self.write_frame(choices, &mut segment)? {
                 break;
             }
@@ -171,9 +177,25 @@ impl LogSoFar {
         segment: &mut Segment<'_>,
     ) -> Result<()> {
         let mut records = Vec::new();
-        self.extents.values().for_each(|record| record.encode_into(&mut records));
+        let mut named: BTreeMap<u64, Vec<(u32, u32)>> = BTreeMap::new();
+        for (number, record) in &self.extents {
+            let has = |archive: &&u64| self.archives[*archive].1.contains(number);
+            let known = self.listed.keys().filter(|listed| self.archives.contains_key(listed));
+            match known.clone().find(has) {
+                Some(archive) if !choices.ratio(1, 8)? => {
+                    named.entry(*archive).or_default().push((*number, *number));
+                }
+                _ => record.encode_into(&mut records),
+            }
+        }
         if !records.is_empty() {
             segment.push(choices, FrameKind::Snapshot, 0, &records)?;
+        }
+        for (sequence, ranges) in named {
+            let mut payload = Vec::new();
+            let sequence = mostly(choices, sequence)?;
+            ArchivedRecords { sequence, ranges }.encode_into(&mut payload);
+            segment.push(choices, FrameKind::Archived, 0, &payload)?;
         }
         if !self.listed.is_empty() && !choices.ratio(1, 4)? {
             let mut listed = Vec::new();
@@ -182,6 +204,28 @@ impl LogSoFar {
         }
         let count = mostly(choices, self.extents.len() as u64)?;
         segment.push(choices, FrameKind::SnapshotEnd, 0, &count.to_le_bytes())?;
+        Ok(())
+    }
+
+    /// Writes the records of some extents.
+    fn write_archive(
+        &mut self,
+        choices: &mut Unstructured<'_>,
+        segment: &mut Segment<'_>,
+    ) -> Result<()> {
+        let (mut records, mut numbers) = (Vec::new(), BTreeSet::new());
+        for (number, record) in &self.extents {
+            if record.state == ExtentState::Sealed || choices.ratio(1, 8)? {
+                record.encode_into(&mut records);
+                numbers.insert(*number);
+            }
+        }
+        if !records.is_empty() {
+            segment.push(choices, FrameKind::Snapshot, 0, &records)?;
+        }
+        let sequence = segment.header.sequence;
+        let end = Lsn(align_up(segment.position, BLOCK_BYTES).wrapping_add(segment.header.base.0));
+        self.archives.insert(sequence, (SegmentEntry { sequence, end, order: sequence }, numbers));
         Ok(())
     }
 
@@ -223,6 +267,15 @@ impl LogSoFar {
             4 => {
                 let released = self.take_listed(choices)?;
                 segment.push(choices, FrameKind::Release, 0, &released)
+            }
+            5 if !self.archives.is_empty() && choices.arbitrary()? => {
+                let archives: Vec<SegmentEntry> =
+                    self.archives.values().map(|(entry, _)| *entry).collect();
+                let entry = archives[choices.choose_index(archives.len())?];
+                let mut payload = Vec::new();
+                entry.encode_into(&mut payload);
+                self.listed.insert(entry.sequence, entry);
+                segment.push(choices, FrameKind::Merge, 0, &payload)
             }
             5 => {
                 let listed = self.listed.last_key_value().map(|(_, entry)| *entry);

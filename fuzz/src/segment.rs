@@ -14,7 +14,7 @@ use thalweg_node::log::index::Target;
 use thalweg_node::log::recovery::{Bytes, RecoveredLog, recover};
 use thalweg_node::log::scrub::scrub;
 use thalweg_node::log::search::Search;
-use thalweg_node::log::segments::{Log, LogIdentity};
+use thalweg_node::log::segments::{Extent, Log, LogIdentity};
 use thalweg_node::log::stored::{StoredSegment, read_footer};
 use thalweg_wire::codec::u16_at;
 use thalweg_wire::ids::{BootId, Offset};
@@ -92,6 +92,7 @@ fn compare(first: &RecoveredLog, second: &RecoveredLog) {
     assert_eq!(first.extents.len(), second.extents.len());
     for (one, other) in first.extents.iter().zip(&second.extents) {
         assert_eq!((one.0, &one.1.record, &one.1.runs), (other.0, &other.1.record, &other.1.runs));
+        assert_eq!(one.1.archived, other.1.archived);
     }
 }
 
@@ -116,7 +117,12 @@ fn account_of(log: &RecoveredLog) {
     for segment in &log.sealed {
         assert_eq!(class_of(segment.sequence), log.retention_class);
         assert!(segment.sequence <= log.sequence && segment.base < log.next_base);
+        let of_this = |extent: &&Extent| extent.archived == Some(segment.sequence);
+        let records = log.extents.values().filter(of_this).count();
+        assert_eq!(segment.held.records as usize, records);
     }
+    let listed = |archive| log.sealed.iter().any(|segment| segment.sequence == archive);
+    assert!(log.extents.values().filter_map(|extent| extent.archived).all(listed));
     for (number, extent) in &log.extents {
         let mut bytes = Vec::new();
         extent.record.encode_into(&mut bytes);
@@ -137,6 +143,7 @@ fn go_on(files: &MemoryFiles, recovered: RecoveredLog) {
             sequence: segment.sequence,
             base: segment.base,
             trailer: segment.trailer,
+            is_archive: segment.held.records > 0,
         };
         let bytes = ready(read_footer(files, &stored)).expect("memory is read");
         footers.push((stored, bytes.expect("a segment that counts has a footer")));

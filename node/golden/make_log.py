@@ -1,7 +1,7 @@
 """Makes data directories of format version 1 from docs/format.md alone, independently of the Rust
 code: a superblock, a sealed segment and an open one behind it, as a crash leaves them. The open one
-comes in three versions: one that only goes on, one that releases the segment before it, and one in
-which a merged segment takes that one's place. Of the segments only the parts that are not zero are
+comes in four versions: one that only goes on, one that releases the segment before it, one in which
+a merged segment takes that one's place, and one that names an archive. Of the segments only the parts that are not zero are
 kept: what they begin and what they end with."""
 import pathlib
 import struct
@@ -53,10 +53,10 @@ command = struct.pack("<QIBBBBQQ", 7, 3, 0, 1, 1, 0, 5, 42)
 command += bytes(16) + b"\xff" * 16 + struct.pack("<QQ", 1_600_000_000, 1) + bytes(32 + 48 + 32)
 
 
-def record(end, first_kept, last_append, producers):
-    fields = (0, 1, len(producers), 0, end, first_kept, last_append, BOOT)
+def record(end, first_kept, last_append, producers, number=0, state=1, opened_by=command):
+    fields = (number, state, len(producers), 0, end, first_kept, last_append, BOOT)
     fixed = struct.pack("<IHHQQQQQ", *fields) + bytes(16)
-    return fixed + command + b"".join(producers)
+    return fixed + opened_by + b"".join(producers)
 
 
 first, second = batch(4, 13, 42, TIME), batch(2, 14, 46, TIME + 5)
@@ -105,6 +105,22 @@ merged += write(2, SEGMENT, 4096, end, begin)
 merge = struct.pack("<QQQ", 3, third_end, 1) + struct.pack("<Q", 1)
 merged += write(2, SEGMENT, 8192, SEGMENT + 8192, [(9, merge), (1, second)])
 
+# ... or its extent has ended and is in an archive, which the snapshot names.
+archive = segment_header(3, 2 * SEGMENT, 0, merged=True)
+ended = record(end=46, first_kept=43, last_append=TIME, producers=[], state=3)
+archive += write(3, 2 * SEGMENT, 4096, 0, [(5, ended)])
+archive_end = 2 * SEGMENT + len(archive)
+nothing = struct.pack("<QQQIII", 3, archive_end, SEGMENT - BLOCK, 0, 0, crc32c(b""))
+archive_back = block(b"THALWEGF", nothing)
+# Extent 1: the same shard, epoch 6, from offset 46 on.
+next_command = command[:16] + struct.pack("<QQ", 6, 46) + command[32:]
+follows = record(46, 46, TIME, [producer], number=1, opened_by=next_command)
+listed = struct.pack("<QQQQQQ", 1, end, 1, 3, archive_end, 3)
+named = struct.pack("<QII", 3, 0, 0)
+begin = [(5, follows), (7, listed), (10, named), (6, struct.pack("<Q", 2))]
+archived = segment_header(2, SEGMENT, end)
+archived += write(2, SEGMENT, 4096, end, begin)
+
 superblock = block(b"THALWEGD", struct.pack("<16sQ", DISK, SEGMENT))
 for name, bytes_ in [
     ("disk", superblock),
@@ -115,5 +131,8 @@ for name, bytes_ in [
     ("segment-2-merged-front", merged),
     ("segment-3-front", third),
     ("segment-3-back", third_back),
+    ("segment-2-archived-front", archived),
+    ("segment-3-archive-front", archive),
+    ("segment-3-archive-back", archive_back),
 ]:
     (HERE / f"{name}-v1.bin").write_bytes(bytes_)

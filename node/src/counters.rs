@@ -123,6 +123,8 @@ counters! {
     segments_removed: Sum,
     /// Bytes of batches that were copied forward.
     bytes_copied: Sum,
+    /// Extents that have ended whose records were archived.
+    extents_archived: Sum,
     /// Bytes of batches that were read to be checked.
     bytes_scrubbed: Sum,
     /// Batches found damaged by that.

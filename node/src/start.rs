@@ -25,6 +25,7 @@ use crate::disk::{Disk, DiskError, SegmentFile, open_segment, segment_files, seg
 use crate::io::Errno;
 use crate::io::ring::{RingError, probe};
 use crate::io::wake::Mailbox;
+use crate::log::archive::archive_records_min;
 use crate::log::recovery::{RecoveredLog, RecoveryError};
 use crate::metrics::{CoreMetrics, NodeMetrics};
 use crate::thread::{CoreAtStart, DirectoryAtStart, OpenFile, Told, run_core};
@@ -179,6 +180,7 @@ impl Node {
                     free_segments_max: segments_wanted + FREE_SEGMENTS_MORE,
                     retention_ms: retention_ms(&config),
                     merge_after_us: config.merge_after_s * 1_000_000,
+                    archive_records_min: archive_records_min(config.segment_bytes),
                     scrub_period_us: scrub_period_us(&config),
                 },
                 config: config.clone(),

@@ -1,5 +1,5 @@
-//! A log against a model, over any sequence of appends, openings, fences, seals, trims, syncs and
-//! restarts.
+//! A log against a model, over any sequence of appends, openings, fences, seals, trims, archives,
+//! syncs and restarts.
 //!
 //! The model is a journal of what was appended, in order, with the position after it. A restart
 //! keeps a prefix of the journal, at least what was durable, and the log says how much: it is
@@ -19,6 +19,7 @@ use thalweg_node::log::extent::{
 use thalweg_node::log::footer::Footer;
 use thalweg_node::log::format::{FRAME_HEADER_BYTES, FrameKind};
 use thalweg_node::log::index::{Location, Target};
+use thalweg_node::log::merge::{MergeError, MergeJob, merge};
 use thalweg_node::log::recovery::{Bytes, LogFiles, recover};
 use thalweg_node::log::search::{Found, Search};
 use thalweg_node::log::segments::{
@@ -44,15 +45,38 @@ const POLLS_MAX: u32 = 10_000;
 /// What happens to the log. Shards are taken modulo their count, shares are of 256.
 #[derive(Clone, Debug)]
 enum Operation {
-    Append { shard: u8, records: u8, record_bytes: u32, ms_later: u8 },
-    Open { shard: u8 },
-    Fence { shard: u8 },
-    Seal { shard: u8 },
-    Trim { shard: u8, share: u8 },
+    Append {
+        shard: u8,
+        records: u8,
+        record_bytes: u32,
+        ms_later: u8,
+    },
+    Open {
+        shard: u8,
+    },
+    Fence {
+        shard: u8,
+    },
+    Seal {
+        shard: u8,
+    },
+    Trim {
+        shard: u8,
+        share: u8,
+    },
+    /// An archive begins, or the one under way is written, or fails, and ends.
+    Archive {
+        fails: bool,
+    },
     Pump,
     Sync,
-    Search { shard: u8, share: u8 },
-    Reopen { crash: bool },
+    Search {
+        shard: u8,
+        share: u8,
+    },
+    Reopen {
+        crash: bool,
+    },
 }
 
 fn operation() -> impl Strategy<Value = Operation> {
@@ -70,6 +94,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         1 => any::<u8>().prop_map(|shard| Operation::Fence { shard }),
         1 => any::<u8>().prop_map(|shard| Operation::Seal { shard }),
         4 => any::<(u8, u8)>().prop_map(|(shard, share)| Operation::Trim { shard, share }),
+        3 => (0..8_u8).prop_map(|one| Operation::Archive { fails: one == 0 }),
         6 => Just(Operation::Pump),
         3 => Just(Operation::Sync),
         2 => any::<(u8, u8)>().prop_map(|(shard, share)| Operation::Search { shard, share }),
@@ -158,6 +183,7 @@ struct Rig {
     journal: Vec<(Lsn, Event)>,
     model: Model,
     random: SimRandom,
+    archiving: Option<MergeJob>,
 }
 
 impl Rig {
@@ -175,6 +201,7 @@ impl Rig {
             journal: Vec::new(),
             model: Model::default(),
             random,
+            archiving: None,
         }
     }
 
@@ -190,6 +217,7 @@ impl Rig {
             Operation::Fence { shard } => self.end(shard, ExtentState::Open, ExtentState::Fenced),
             Operation::Seal { shard } => self.end(shard, ExtentState::Fenced, ExtentState::Sealed),
             Operation::Trim { shard, share } => self.trim(u32::from(shard) % SHARDS, share),
+            Operation::Archive { fails } => self.archive(fails),
             Operation::Pump => self.turn(),
             Operation::Sync => self.sync(),
             Operation::Search { shard, share } => self.look(u32::from(shard) % SHARDS, share),
@@ -380,6 +408,32 @@ impl Rig {
         self.insist(|log, io| log.release_empty(io));
     }
 
+    /// Begins an archive of what has ended, or ends the one under way.
+    fn archive(&mut self, fails: bool) {
+        let Some(job) = self.archiving.take() else {
+            while self.log.free_segments() < 2 {
+                self.log.add_free(FreeSegment { file: self.disk.add_file(SEGMENT_BYTES) });
+            }
+            let newest: Vec<u32> = (0..SHARDS)
+                .filter_map(|shard| self.model.newest(shard))
+                .map(|record| record.number)
+                .collect();
+            let all = self.log.extents().keys().copied();
+            let ended = all.filter(|number| !newest.contains(number)).collect();
+            self.archiving = self.log.begin_archive(ended, 1);
+            return;
+        };
+        let result = match ready(merge(&self.disk, &job)) {
+            Ok(_) if fails => Err(MergeError::Damaged { sequence: job.sequence }),
+            result => result,
+        };
+        if let Some(file) = self.log.end_merge(result) {
+            self.disk.remove_file(file);
+        }
+        self.insist(|log, io| log.take_in_merged(io).map(drop));
+        self.insist(|log, io| log.release_empty(io));
+    }
+
     /// The power fails, or the node stops in order; then the log is recovered.
     fn reopen(&mut self, crash: bool) {
         if !crash {
@@ -388,6 +442,7 @@ impl Rig {
         let durable = self.log.durable();
         let promised = self.journal.iter().filter(|(lsn, _)| *lsn <= durable).count();
         self.boot += 1;
+        self.archiving = None;
         // The old world ends before the new one begins.
         let nothing = SimIo::new(1, SimDisk::default(), 0, SimFaults::default());
         std::mem::replace(&mut self.io, nothing).crash();
@@ -411,10 +466,24 @@ impl Rig {
         for number in self.log.extents().keys() {
             assert!(self.model.extents.contains_key(number), "extent {number} was never opened");
         }
+        self.judge_archives();
         for shard in 0..SHARDS {
             for share in [0, 100, 200, 255] {
                 self.look(shard, share);
             }
+        }
+    }
+
+    /// An archive counts as many records as there are extents that say it has theirs.
+    fn judge_archives(&self) {
+        let mut counts: BTreeMap<u64, u32> = BTreeMap::new();
+        for extent in self.log.extents().values() {
+            let counts = extent.archived.map(|archive| counts.entry(archive).or_default());
+            counts.into_iter().for_each(|count| *count += 1);
+        }
+        for (archive, count) in counts {
+            let held = self.log.sealed(archive).map(|segment| segment.held.records);
+            assert!(held.is_none_or(|held| held == count), "{archive}: {held:?}, not {count}");
         }
     }
 
@@ -474,7 +543,7 @@ impl Rig {
             let Search::NeedsFooter(sequence) = search else { return all };
             let sealed = self.log.sealed(sequence).expect("a run's segment counts");
             let (file, base, trailer) = (sealed.file.0 as usize, sealed.base, sealed.trailer);
-            let segment = StoredSegment { file, sequence, base, trailer };
+            let segment = StoredSegment { file, sequence, base, trailer, is_archive: false };
             let bytes = ready(read_footer(&self.disk, &segment)).expect("the disk reads");
             footers.insert(sequence, (segment, bytes.expect("a sealed segment has a footer")));
         }

@@ -121,8 +121,8 @@ fn report(played: u64, sum: &Outcome, took: Duration, threads: usize) {
         sum.fences, sum.trims, sum.full
     );
     println!(
-        "  segments    {} released, {} bytes copied forward, {} scrubbed",
-        sum.released, sum.bytes_copied, sum.bytes_scrubbed
+        "  segments    {} released, {} bytes copied forward, {} scrubbed, {} extents archived",
+        sum.released, sum.bytes_copied, sum.bytes_scrubbed, sum.archived
     );
     println!(
         "  damage      {} bits flipped, {} batches found by scrubs, {} reads refused",

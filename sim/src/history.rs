@@ -164,6 +164,8 @@ pub struct Outcome {
     pub released: u64,
     /// Bytes copied forward.
     pub bytes_copied: u64,
+    /// Extents whose records were archived.
+    pub archived: u64,
     /// Bytes scrubbed.
     pub bytes_scrubbed: u64,
     /// Damaged batches that scrubs found.
@@ -202,6 +204,7 @@ impl Outcome {
             (&mut self.trims, other.trims),
             (&mut self.released, other.released),
             (&mut self.bytes_copied, other.bytes_copied),
+            (&mut self.archived, other.archived),
             (&mut self.bytes_scrubbed, other.bytes_scrubbed),
             (&mut self.damaged, other.damaged),
             (&mut self.flips, other.flips),

@@ -191,6 +191,7 @@ impl World {
                 free_segments_max: FREE_SEGMENTS_MAX,
                 retention_ms: Default::default(),
                 merge_after_us: 1_000_000,
+                archive_records_min: 1 + self.random.below(4) as usize,
                 scrub_period_us: Some(3_000_000),
             };
             let mut core = Core::new(io, settings, placement.clone(), logs, self.time());
@@ -439,6 +440,7 @@ impl World {
             let counters = core.counters();
             self.outcome.released += counters.segments_released;
             self.outcome.bytes_copied += counters.bytes_copied;
+            self.outcome.archived += counters.extents_archived;
             self.outcome.bytes_scrubbed += counters.bytes_scrubbed;
             self.outcome.damaged += counters.batches_damaged;
             let may_find = self.faults.may_damage() || self.faults.disk_errors > 0;

@@ -104,6 +104,32 @@ fn a_crash_at_every_operation_of_a_trim_is_survived() {
 }
 
 #[test]
+fn a_crash_at_every_operation_of_an_archive_is_survived() {
+    let history =
+        |seed| History { batches: 250, fences: 6, trims: 20, keeper: true, ..History::calm(seed) };
+    let (calm, whole) = (0..100)
+        .map(|seed| (history(seed), check(&history(seed))))
+        .find(|(_, whole)| whole.archived > 10 && whole.trims > 10 && whole.released > 1)
+        .expect("a seed with archives");
+    for operation in (1..whole.operations).step_by(97) {
+        check(&History { crash_at: Some(operation), crash_every: 300, ..calm });
+    }
+}
+
+#[test]
+fn extents_are_archived_through_crashes() {
+    let sum = sum(60, |seed| History {
+        fences: 10,
+        trims: 12,
+        crash_every: 200,
+        cut_recoveries: 4,
+        disk_errors: if seed % 3 == 0 { 2000 } else { 0 },
+        ..History::calm(seed)
+    });
+    assert!(sum.archived > 500 && sum.crashes > 60, "{sum:?}");
+}
+
+#[test]
 fn a_fenced_extent_ends_where_it_was_said_to() {
     let sum = sum(60, |seed| History {
         fences: 10,

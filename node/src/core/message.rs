@@ -46,6 +46,8 @@ pub struct CoreSettings {
     pub retention_ms: [Option<u64>; RETENTION_CLASSES as usize],
     /// For how long a segment has been nearly empty when it is copied forward, in microseconds.
     pub merge_after_us: u64,
+    /// Records of extents that have ended, from which on a log archives them.
+    pub archive_records_min: usize,
     /// How often everything stored is read and checked, in microseconds; never without.
     pub scrub_period_us: Option<u64>,
 }

@@ -30,6 +30,7 @@ const FIRST_SCRUB_US: u64 = 600_000_000;
 pub struct Upkeep {
     retention_ms: [Option<u64>; RETENTION_CLASSES as usize],
     merge_after_us: u64,
+    archive_records_min: usize,
     scrub_period_us: Option<u64>,
     started: Time,
     next_us: u64,
@@ -72,6 +73,7 @@ impl Upkeep {
         let mut upkeep = Upkeep {
             retention_ms: settings.retention_ms,
             merge_after_us: settings.merge_after_us,
+            archive_records_min: settings.archive_records_min,
             scrub_period_us: settings.scrub_period_us,
             started,
             next_us: started.now_us,
@@ -120,6 +122,8 @@ impl<I: Io> Core<I> {
         }
         self.trim_aged(now_us);
         for log in 0..self.logs.len() {
+            // First, for it is needed seldom, and merges may be wanted at all times.
+            self.archive_ended(log);
             let after_us = self.upkeep.merge_after_us;
             if let Some(job) = self.logs[log].begin_merge(now_us, after_us) {
                 self.requests.push(CoreRequest::Merge { log: log as u32, job });
@@ -230,8 +234,9 @@ impl<I: Io> Core<I> {
     pub(super) fn give_back(&mut self, log: usize) {
         let leaving = self.logs[log].leaving_count();
         // Without space for the record that says so, it is done when there is some.
-        let copied = self.with_log(log as u32, Log::take_in_merged);
-        self.counters.bytes_copied += copied.unwrap_or(0);
+        let taken_in = self.with_log(log as u32, Log::take_in_merged).unwrap_or_default();
+        self.counters.bytes_copied += taken_in.batch_bytes;
+        self.counters.extents_archived += u64::from(taken_in.records);
         let _ = self.with_log(log as u32, Log::release_empty);
         self.counters.segments_released += (self.logs[log].leaving_count() - leaving) as u64;
         while let Some(file) = self.logs[log].take_released() {
@@ -244,6 +249,27 @@ impl<I: Io> Core<I> {
     fn remove_file(&mut self, log: u32, file: FileId) {
         self.counters.segments_removed += 1;
         self.requests.push(CoreRequest::RemoveSegment { log, file });
+    }
+
+    /// Has the records of extents that have ended written aside, if there are enough of them.
+    fn archive_ended(&mut self, log: usize) {
+        if self.logs[log].needs_snapshot() {
+            // Without a segment for it, it is tried again.
+            let _ = self.with_log(log as u32, Log::roll);
+        }
+        let records_min = self.upkeep.archive_records_min;
+        if !self.logs[log].wants_archive(records_min) {
+            return;
+        }
+        let mut ended = Vec::new();
+        for shard in 0..self.shards.count() as u32 {
+            let [older @ .., _] = &self.shards.at(shard).extents[..] else { continue };
+            let here = older.iter().filter(|place| place.log == log as u32);
+            ended.extend(here.map(|place| place.number));
+        }
+        if let Some(job) = self.logs[log].begin_archive(ended, records_min) {
+            self.requests.push(CoreRequest::Merge { log: log as u32, job });
+        }
     }
 
     /// A merge came to its end.
@@ -280,6 +306,15 @@ impl<I: Io> Core<I> {
             Ok(report) => {
                 self.counters.bytes_scrubbed += report.bytes;
                 self.counters.batches_damaged += report.damaged;
+                if report.damaged_archive {
+                    let sequence = self.upkeep.scrubs[log as usize].after;
+                    tracing::error!(
+                        log,
+                        sequence,
+                        "a scrub found a damaged archive of extents; it is made anew: check the disk"
+                    );
+                    self.logs[log as usize].give_up_archive(sequence);
+                }
             }
             Err(errno) => {
                 tracing::error!(log, %errno, "a scrub could not read a segment: check the disk");
@@ -315,6 +350,7 @@ mod tests {
             free_segments_max: 3,
             retention_ms: RETENTION_MS,
             merge_after_us: 0,
+            archive_records_min: 1,
             scrub_period_us: None,
         }
     }

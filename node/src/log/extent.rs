@@ -9,7 +9,7 @@ use thalweg_wire::limits::{PRODUCER_WINDOW, PRODUCERS_PER_SHARD_MAX};
 use thiserror::Error;
 
 /// Bytes of a record before its producers.
-const RECORD_FIXED_BYTES: usize = 64 + OPEN_EXTENT_BYTES;
+pub(super) const RECORD_FIXED_BYTES: usize = 64 + OPEN_EXTENT_BYTES;
 const PRODUCER_FIXED_BYTES: usize = 32;
 const REMEMBERED_BYTES: usize = 16;
 /// Largest record: as many producers as a shard remembers, each with a full window.
@@ -75,6 +75,30 @@ impl ExtentRecord {
         for producer in &self.producers.known {
             producer.encode_into(bytes);
         }
+    }
+
+    /// Bytes that it takes encoded.
+    #[must_use]
+    pub fn encoded_bytes(&self) -> usize {
+        let windows = self.producers.known.iter().map(|producer| producer.remembered as usize);
+        let remembered: usize = windows.sum();
+        RECORD_FIXED_BYTES
+            + self.producers.known.len() * PRODUCER_FIXED_BYTES
+            + remembered * REMEMBERED_BYTES
+    }
+
+    /// Takes the payload of a frame apart that has records one after the other.
+    ///
+    /// # Errors
+    /// When one of them is none.
+    pub fn decode_all(payload: &[u8]) -> Result<Vec<ExtentRecord>, MalformedRecord> {
+        let (mut records, mut rest) = (Vec::new(), payload);
+        while !rest.is_empty() {
+            let (record, length) = ExtentRecord::decode(rest)?;
+            records.push(record);
+            rest = &rest[length..];
+        }
+        Ok(records)
     }
 
     /// Takes the first record of `bytes` apart; answers it and its length.

@@ -69,12 +69,17 @@ pub enum FrameKind {
     /// A segment takes the place of others: its [`super::retention::SegmentEntry`] and the
     /// sequences of those (u64 each), which are released.
     Merge = 9,
+    /// Part of the snapshot: which records of an archive count,
+    /// [`super::archive::ArchivedRecords`].
+    Archived = 10,
 }
 
 impl FrameKind {
     fn from_number(number: u16) -> Option<FrameKind> {
-        use FrameKind::{Batch, End, Merge, Open, Release, Segments, Snapshot, SnapshotEnd, Trim};
-        [Batch, Open, End, Trim, Snapshot, SnapshotEnd, Segments, Release, Merge]
+        use FrameKind::{
+            Archived, Batch, End, Merge, Open, Release, Segments, Snapshot, SnapshotEnd, Trim,
+        };
+        [Batch, Open, End, Trim, Snapshot, SnapshotEnd, Segments, Release, Merge, Archived]
             .into_iter()
             .find(|kind| *kind as u16 == number)
     }
@@ -241,8 +246,8 @@ impl Superblock {
 pub enum SegmentOrigin {
     /// The log was appended to it.
     Appended = 0,
-    /// What was kept of others was copied to it; it has no snapshot, and counts when a frame in
-    /// the log says so.
+    /// What was kept of others was copied to it, or it is an archive; it has no snapshot, and
+    /// counts when a frame in the log says so.
     Merged = 1,
 }
 

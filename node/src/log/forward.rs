@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use thalweg_wire::ids::{Lsn, Offset};
+use thalweg_wire::ids::Lsn;
 
 use super::footer::footer_bytes;
 use super::format::{FrameKind, SEGMENT_HEADER_BYTES};
@@ -25,8 +25,11 @@ const MERGED_MAX: usize = 64;
 /// A merge under way.
 #[derive(Debug)]
 struct UnderWay {
+    /// Without the records: they went to whoever does it.
     job: MergeJob,
     into: FileId,
+    /// Extents whose records are archived by it.
+    archived: Vec<u32>,
     /// What came of it, until the log has room to say so.
     merged: Option<Merged>,
 }
@@ -41,6 +44,15 @@ pub struct Copying {
     damaged: Vec<u64>,
     /// The disk refused: nothing is copied until the node starts again.
     stopped: bool,
+}
+
+/// What came of a segment that was written aside.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct TakenIn {
+    /// Bytes of batches that were copied forward.
+    pub batch_bytes: u64,
+    /// Records of extents that were archived.
+    pub records: u32,
 }
 
 impl Copying {
@@ -84,26 +96,37 @@ impl Log {
     /// Begins a merge if there are segments that have been nearly empty for `after_us`; files in
     /// the job are the ring's.
     pub fn begin_merge(&mut self, now_us: u64, after_us: u64) -> Option<MergeJob> {
-        let stopped = self.copying.stopped || self.failed().is_some();
-        // The last free segment is for records, unless no other will come: this brings some.
-        let free_min = if self.no_space { 1 } else { 2 };
-        if stopped || self.copying.under_way.is_some() || self.free.len() < free_min {
+        if !self.may_copy() {
             return None;
         }
         let sequences = self.choose(now_us, after_us)?;
-        let into = self.free.pop_back().expect("there is a free segment").file;
-        self.last_sequence += 1;
-        let base = self.next_base;
-        self.next_base = Lsn(base.0 + self.identity.segment_bytes);
-        let from: Vec<StoredSegment> =
-            sequences.iter().map(|sequence| self.stored(*sequence)).collect();
-        let kept: Vec<(u32, Offset)> = self
+        let mut job = self.new_job();
+        job.from = sequences.iter().map(|sequence| self.stored(*sequence)).collect();
+        job.kept = self
             .extents
             .iter()
             .filter(|(_, extent)| extent.runs.iter().any(|run| sequences.contains(&run.sequence)))
             .map(|(number, extent)| (*number, extent.record.first_kept))
             .collect();
-        let job = MergeJob {
+        self.begin_copying(&job, Vec::new());
+        Some(job)
+    }
+
+    /// Whether the log may write another segment aside now.
+    pub(super) fn may_copy(&self) -> bool {
+        let stopped = self.copying.stopped || self.failed().is_some();
+        // The last free segment is for records, unless no other will come: this brings some.
+        let free_min = if self.no_space { 1 } else { 2 };
+        !stopped && self.copying.under_way.is_none() && self.free.len() >= free_min
+    }
+
+    /// A job without content, for a free segment and under a sequence of its own.
+    pub(super) fn new_job(&mut self) -> MergeJob {
+        let into = self.free.pop_back().expect("there is a free segment").file;
+        self.last_sequence += 1;
+        let base = self.next_base;
+        self.next_base = Lsn(base.0 + self.identity.segment_bytes);
+        MergeJob {
             disk: self.identity.disk,
             log: self.identity.log,
             segment_bytes: self.identity.segment_bytes,
@@ -111,11 +134,18 @@ impl Log {
             sequence: self.last_sequence,
             base,
             into: into.0 as usize,
-            from,
-            kept,
-        };
-        self.copying.under_way = Some(UnderWay { job: job.clone(), into, merged: None });
-        Some(job)
+            from: Vec::new(),
+            kept: Vec::new(),
+            records: Vec::new(),
+        }
+    }
+
+    /// A job is given away.
+    pub(super) fn begin_copying(&mut self, job: &MergeJob, archived: Vec<u32>) {
+        let MergeJob { from, kept, .. } = job;
+        let job = MergeJob { from: from.clone(), kept: kept.clone(), records: Vec::new(), ..*job };
+        let into = FileId(job.into as u32);
+        self.copying.under_way = Some(UnderWay { job, into, archived, merged: None });
     }
 
     /// A sealed segment as the background reads it; its file is the ring's.
@@ -124,8 +154,9 @@ impl Log {
     /// When the log has no such segment.
     #[must_use]
     pub fn stored(&self, sequence: u64) -> StoredSegment {
-        let SealedSegment { file, base, trailer, .. } = self.sealed[&sequence];
-        StoredSegment { file: file.0 as usize, sequence, base, trailer }
+        let SealedSegment { file, base, trailer, held, .. } = self.sealed[&sequence];
+        let is_archive = held.records > 0;
+        StoredSegment { file: file.0 as usize, sequence, base, trailer, is_archive }
     }
 
     /// The longest list of nearly empty segments, one after the other, that fit into one.
@@ -140,7 +171,7 @@ impl Log {
         for (_, sequence) in ordered {
             let held = self.sealed[&sequence].held;
             if held.runs == 0 {
-                // It leaves by itself and parts nothing.
+                // It leaves by itself, or is an archive, and parts nothing.
                 continue;
             }
             if !sparse(&held)
@@ -181,40 +212,45 @@ impl Log {
                     MergeError::Damaged { sequence } => self.copying.damaged.push(sequence),
                 }
                 self.leaving.look_again();
-                self.copying.under_way.take().map(|merge| merge.into)
+                let UnderWay { job, into, archived, .. } =
+                    self.copying.under_way.take().expect("it was looked at");
+                self.forget_archive(job.sequence, &archived);
+                Some(into)
             }
         }
     }
 
-    /// Lets a merged segment take the place of those it was made of: the frame that says so is
-    /// appended. Answers the bytes that were copied, once.
+    /// Lets a merged segment take the place of those it was made of, or an archive count: the frame
+    /// that says so is appended. Answers what that was, once.
     ///
     /// # Errors
     /// [`AppendRefusal`]; it is tried again the next time.
-    pub fn take_in_merged(&mut self, io: &mut impl Io) -> Result<u64, AppendRefusal> {
+    pub fn take_in_merged(&mut self, io: &mut impl Io) -> Result<TakenIn, AppendRefusal> {
         let merge = self.copying.under_way.as_ref();
         let Some((job, merged)) =
             merge.and_then(|merge| Some((&merge.job, merge.merged.as_ref()?)))
         else {
-            return Ok(0);
+            return Ok(TakenIn::default());
         };
-        let order = self.sealed[&job.from[0].sequence].order;
+        let order = job.from.first().map_or(job.sequence, |from| self.sealed[&from.sequence].order);
         let entry = SegmentEntry { sequence: job.sequence, end: merged.trailer.end, order };
         let mut payload = Vec::with_capacity(SEGMENT_ENTRY_BYTES + job.from.len() * RELEASED_BYTES);
         entry.encode_into(&mut payload);
         job.from.iter().for_each(|from| payload.extend(from.sequence.to_le_bytes()));
         self.reserve_record(io, payload.len())?;
         self.append_record(io, FrameKind::Merge, 0, &payload);
-        let UnderWay { job, into, merged } =
+        let UnderWay { job, into, archived, merged } =
             self.copying.under_way.take().expect("it was looked at");
         let merged = merged.expect("it was looked at");
-        let held = Held { last_time_ms: merged.last_time_ms, ..Held::default() };
+        let (records, record_bytes) = self.count_archived(job.sequence, &archived);
+        self.snapshot_bytes = self.snapshot_bytes.saturating_sub(record_bytes);
+        let held = Held { records, last_time_ms: merged.last_time_ms, ..Held::default() };
         let trailer = merged.trailer;
         let segment = SealedSegment { file: into, base: job.base, trailer, order, held };
         self.sealed.insert(job.sequence, segment);
-        let mut bytes = 0;
+        let mut batch_bytes = 0;
         for part in &merged.parts {
-            bytes += u64::from(part.bytes);
+            batch_bytes += u64::from(part.bytes);
             let run = Run {
                 sequence: job.sequence,
                 first_offset: part.first_offset,
@@ -232,7 +268,7 @@ impl Log {
             }
         });
         self.leaving.look_again();
-        Ok(bytes)
+        Ok(TakenIn { batch_bytes, records })
     }
 
     /// One run takes the place of an extent's runs in the segments that were copied.

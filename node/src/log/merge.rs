@@ -5,7 +5,10 @@
 //! it counts; the frame that says so releases those it replaces. Batches are copied as they lie;
 //! only the frames around them are made anew. A damaged batch is not copied: the merge is given
 //! up, and what is there stays for a copy elsewhere to repair.
+//!
+//! An archive ([`super::archive`]) is written in the same way, of records instead of batches.
 
+use thalweg_wire::checksum::crc32c;
 use thalweg_wire::codec::align_up;
 use thalweg_wire::ids::{BootId, DiskId, Lsn, Offset};
 use thiserror::Error;
@@ -23,7 +26,7 @@ use crate::io::Errno;
 /// Bytes of one write.
 const WRITE_BYTES: usize = 1 << 20;
 
-/// Segments to merge, and the one to make of them.
+/// Segments to merge, or records to archive, and the segment to make of them.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct MergeJob {
     /// The disk.
@@ -44,6 +47,24 @@ pub struct MergeJob {
     pub from: Vec<StoredSegment>,
     /// Extents of which something is kept, by number, with the first offset that is.
     pub kept: Vec<(u32, Offset)>,
+    /// Records of extents for an archive, in payloads of frames; then there are no segments.
+    pub records: Vec<Vec<u8>>,
+}
+
+impl MergeJob {
+    fn frame(&self, kind: FrameKind, at: u64, extent: u32, payload_bytes: u32) -> LogFrame {
+        LogFrame {
+            kind,
+            generation: self.sequence,
+            boot: self.boot,
+            lsn: Lsn(self.base.0 + at),
+            // It says nothing of the log's own end.
+            durable: Lsn(0),
+            extent,
+            payload_bytes,
+            payload_crc: 0,
+        }
+    }
 }
 
 /// The part of an extent in a merged segment.
@@ -130,7 +151,7 @@ impl<F: LogFiles> Output<'_, F> {
     }
 }
 
-/// Makes one segment of several.
+/// Makes one segment of several, or an archive.
 ///
 /// # Errors
 /// [`MergeError`]; the new segment does not count then, whatever was written to it.
@@ -157,6 +178,10 @@ pub async fn merge(files: &impl LogFiles, job: &MergeJob) -> Result<Merged, Merg
         buffer: Vec::with_capacity(2 * WRITE_BYTES),
         written: SEGMENT_HEADER_BYTES as u64,
     };
+    for records in &job.records {
+        let frame = job.frame(FrameKind::Snapshot, output.position(), 0, records.len() as u32);
+        output.push(&LogFrame { payload_crc: crc32c(records), ..frame }, records).await?;
+    }
     for segment in &job.from {
         copy(files, job, segment, &mut output, &mut index).await?;
     }
@@ -224,17 +249,7 @@ async fn copy<F: LogFiles>(
             return Ok(false);
         };
         let lsn = Lsn(job.base.0 + output.position());
-        let frame = LogFrame {
-            kind: FrameKind::Batch,
-            generation: job.sequence,
-            boot: job.boot,
-            lsn,
-            // It says nothing of the log's own end.
-            durable: Lsn(0),
-            extent,
-            payload_bytes: location.batch_bytes,
-            payload_crc: 0,
-        };
+        let frame = job.frame(FrameKind::Batch, output.position(), extent, location.batch_bytes);
         output.push(&frame, &stored[FRAME_HEADER_BYTES..]).await?;
         index.push(extent, Location { lsn, ..*location });
         Ok(true)

@@ -95,6 +95,15 @@ pub enum RecoveryError {
         /// What was durable according to a frame behind it.
         durable: Lsn,
     },
+    /// Records of extents that have ended are damaged.
+    #[error(
+        "segment {sequence}, which has what is known of older extents, is damaged: restore the disk \
+         from a replica or a copy"
+    )]
+    DamagedArchive {
+        /// The segment.
+        sequence: u64,
+    },
     /// Frames pass their checksums and contradict each other.
     #[error("segment {sequence} contradicts itself at position {}: {what}", at.0)]
     Contradiction {
@@ -239,7 +248,7 @@ async fn recover_class(
         report: RecoveryReport::default(),
     };
     while let Some((sequence, segment)) = take_newest(&mut segments) {
-        let Some(scan) = scan(files, &segment, true).await? else {
+        let Some(scan) = scan(files, &segment, Some(&segments)).await? else {
             // Its beginning never became durable, so nothing in it was acked.
             blank(files, segment.file, free).await?;
             continue;
@@ -252,7 +261,8 @@ async fn recover_class(
         recovered.end = scan.end;
         recovered.report = scan.report;
         recovered.report.segments = recovered.sealed.len() as u64;
-        recovered.extents = with_runs(files, &mut recovered.sealed, scan.extents).await?;
+        recovered.extents =
+            with_runs(files, &mut recovered.sealed, scan.extents, &scan.archived).await?;
         break;
     }
     // Whatever has a header and does not count was released.
@@ -456,7 +466,7 @@ async fn rebuild_footer(
 ) -> Result<Trailer, RecoveryError> {
     let sequence = segment.header.sequence;
     let at = segment.header.base;
-    let scan = scan(files, segment, false).await?;
+    let scan = scan(files, segment, None).await?;
     let scan = scan.ok_or(RecoveryError::Corrupt { sequence, at, durable: end })?;
     if end != scan.end {
         return Err(RecoveryError::Corrupt { sequence, at: scan.end, durable: end });
@@ -486,10 +496,14 @@ async fn with_runs(
     files: &impl LogFiles,
     sealed: &mut [RecoveredSegment],
     records: BTreeMap<u32, ExtentRecord>,
+    archived: &BTreeMap<u32, u64>,
 ) -> Result<BTreeMap<u32, Extent>, RecoveryError> {
     let mut extents: BTreeMap<u32, Extent> = records
         .into_iter()
-        .map(|(number, record)| (number, Extent { record, runs: Vec::new(), ended: Lsn(0) }))
+        .map(|(number, record)| {
+            let archived = archived.get(&number).copied();
+            (number, Extent { record, runs: Vec::new(), ended: Lsn(0), archived })
+        })
         .collect();
     for segment in &mut *sealed {
         let RecoveredSegment { sequence, file, base, trailer, .. } = *segment;
@@ -519,7 +533,13 @@ async fn with_runs(
         extent.runs.drain(..dropped_runs(extent));
     }
     forget_gone(&mut extents);
-    for extent in extents.values() {
+    for extent in extents.values_mut() {
+        if let Some(archive) = extent.archived {
+            match sealed.binary_search_by_key(&archive, |segment| segment.sequence) {
+                Ok(place) => sealed[place].held.records += 1,
+                Err(_) => extent.archived = None,
+            }
+        }
         for run in &extent.runs {
             let place = sealed.binary_search_by_key(&run.sequence, |segment| segment.sequence);
             let held = &mut sealed[place.expect("runs come from these segments")].held;

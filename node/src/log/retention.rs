@@ -101,11 +101,19 @@ pub struct Held {
     pub batches: u64,
     /// Bytes of them.
     pub bytes: u64,
+    /// Records of extents, in an archive.
+    pub records: u32,
     /// Append time of the last batch, kept or not; milliseconds since 1970, 0 without any.
     pub last_time_ms: u64,
 }
 
 impl Held {
+    /// Whether nothing is kept in the segment.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.runs == 0 && self.records == 0
+    }
+
     /// A run is in the segment.
     pub fn take_in(&mut self, run: &Run) {
         self.runs += 1;
@@ -166,6 +174,7 @@ impl Log {
         self.extent_mut(number).record.first_kept = first_kept;
         let payload = ExtentTrim { first_kept }.encode();
         self.append_record(io, FrameKind::Trim, number, &payload);
+        self.unarchive(number);
         self.drop_runs(number);
         Ok(true)
     }
@@ -181,7 +190,7 @@ impl Log {
                 _ => &mut self.sealed.get_mut(&run.sequence).expect("a run's segment counts").held,
             };
             held.let_go(&run);
-            self.leaving.look_again |= held.runs == 0;
+            self.leaving.look_again |= held.is_empty();
         }
     }
 
@@ -189,6 +198,7 @@ impl Log {
     pub fn forget_extent(&mut self, number: u32) -> bool {
         let gone = is_gone(self.extent(number));
         if gone {
+            self.unarchive(number);
             self.extents.remove(&number);
         }
         gone
@@ -204,7 +214,11 @@ impl Log {
         }
         let stays = |sequence: u64| self.lacks_footer(sequence) || self.copying.has(sequence);
         let (mut empty, mut later) = (Vec::new(), false);
-        for (sequence, _) in self.sealed.iter().filter(|(_, segment)| segment.held.runs == 0) {
+        for (sequence, _) in self.sealed.iter().filter(|(_, segment)| segment.held.is_empty()) {
+            if self.archives.in_snapshot.contains(sequence) {
+                // The next snapshot does not name it; then it is looked at again.
+                continue;
+            }
             if stays(*sequence) || empty.len() == RELEASED_MAX {
                 later = true;
             } else {

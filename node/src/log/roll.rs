@@ -1,7 +1,11 @@
 //! From one segment to the next: the footer of the one, header and snapshot of the other.
 
+use thalweg_wire::batch::HEADER_BYTES;
 use thalweg_wire::ids::Lsn;
+use thalweg_wire::limits::BODY_BYTES_MAX;
 
+use super::archive::record_frames;
+use super::extent::RECORD_BYTES_MAX;
 use super::footer::{Trailer, encode_footer};
 use super::format::{
     FrameKind, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentOrigin, padded_frame_bytes,
@@ -9,19 +13,34 @@ use super::format::{
 use super::index::SegmentIndex;
 use super::retention::Held;
 use super::segments::{
-    AppendRefusal, GATHER_BYTES, Log, OpenSegment, Retiring, SEGMENT_BATCHES_MAX,
-    SNAPSHOT_FRAME_BYTES, SealedSegment,
+    AppendRefusal, GATHER_BYTES, Log, OpenSegment, Retiring, SEGMENT_BATCHES_MAX, SealedSegment,
 };
 use super::writer::Unit;
 use crate::config::BLOCK_BYTES;
 use crate::io::{Io, Piece};
 
-/// A snapshot takes at most this part of a segment: one over it.
-const SNAPSHOT_SHARE: u64 = 2;
+/// Part of a segment that a snapshot leaves to what follows it, at least: one over it.
+const REST_SHARE: u64 = 8;
+/// The rest has room for the largest frame, and for what is put around it, where a segment is not
+/// too small for that.
+const REST_BYTES_MIN: u64 = padded_frame_bytes((BODY_BYTES_MAX as usize + HEADER_BYTES) as u64)
+    + RECORD_BYTES_MAX as u64
+    + 4 * BLOCK_BYTES;
+
+/// How much of a segment a snapshot may take.
+const fn snapshot_bytes_max(segment_bytes: u64) -> u64 {
+    let most = segment_bytes / 16 * 11;
+    let rest = if REST_BYTES_MIN < most { REST_BYTES_MIN } else { most };
+    let share = segment_bytes / REST_SHARE;
+    segment_bytes - if share > rest { share } else { rest }
+}
 
 impl Log {
     /// Leaves the open segment for the next: footer, then header and snapshot of the next.
-    pub(super) fn roll(&mut self, io: &mut impl Io) -> Result<(), AppendRefusal> {
+    ///
+    /// # Errors
+    /// [`AppendRefusal`]; the open segment takes appends still, or there is none.
+    pub fn roll(&mut self, io: &mut impl Io) -> Result<(), AppendRefusal> {
         if self.free.is_empty() {
             return Err(self.without_segment());
         }
@@ -39,13 +58,13 @@ impl Log {
     }
 
     /// Whether the log has room for another extent's record in its snapshots. What is there may
-    /// grow, and a restart opens each extent anew before it forgets the old: hence half of what a
-    /// segment could take.
+    /// grow by its producers, and a restart opens each extent anew before what has ended is
+    /// archived: hence three tenths of what a segment could take.
     ///
     /// # Errors
     /// [`AppendRefusal::ManyExtents`].
     pub fn check_extents(&self) -> Result<(), AppendRefusal> {
-        let full = self.snapshot_bytes > self.identity.segment_bytes / SNAPSHOT_SHARE / 2;
+        let full = self.snapshot_bytes > snapshot_bytes_max(self.identity.segment_bytes) / 10 * 3;
         if full { Err(AppendRefusal::ManyExtents) } else { Ok(()) }
     }
 
@@ -74,20 +93,33 @@ impl Log {
     }
 
     fn begin_segment(&mut self, io: &mut impl Io) -> Result<(), AppendRefusal> {
-        let snapshot = self.snapshot();
+        let hot = self.extents.values().filter(|extent| !self.is_archived(extent));
+        let snapshot = record_frames(hot.map(|extent| &extent.record));
         let segments = self.segment_entries();
+        let archived = self.archived_records();
+        let archived_frames: Vec<Vec<u8>> = archived
+            .iter()
+            .map(|records| {
+                let mut payload = Vec::new();
+                records.encode_into(&mut payload);
+                payload
+            })
+            .collect();
         // All memory is had before anything is changed.
         let ending = [std::mem::size_of::<u64>()];
-        let frames = snapshot.iter().chain(&segments).map(Vec::len).chain(ending);
+        let frames = snapshot.iter().chain(&segments).chain(&archived_frames);
+        let frames = frames.map(Vec::len).chain(ending);
         let snapshot_bytes: u64 = frames.clone().map(|bytes| bytes as u64).sum();
-        if snapshot_bytes > self.identity.segment_bytes / SNAPSHOT_SHARE {
-            tracing::error!(
-                log = self.identity.log,
-                extents = self.extents.len(),
-                snapshot_bytes,
-                "the log cannot go on: its extents fill a segment; format a directory with larger \
-                 segments, or trim and seal shards"
-            );
+        if snapshot_bytes > snapshot_bytes_max(self.identity.segment_bytes) {
+            if !std::mem::replace(&mut self.told_many_extents, true) {
+                tracing::error!(
+                    log = self.identity.log,
+                    extents = self.extents.len(),
+                    snapshot_bytes,
+                    "the log cannot go on: its extents fill a segment; format a directory with \
+                     larger segments, or trim and seal shards"
+                );
+            }
             return Err(AppendRefusal::ManyExtents);
         }
         let buffers = gathers_of(SEGMENT_HEADER_BYTES, frames);
@@ -100,6 +132,7 @@ impl Log {
                 }
             }
         }
+        self.told_many_extents = false;
         self.snapshot_bytes = snapshot_bytes;
         let free = self.free.pop_front().expect("a free segment was seen");
         let sequence = self.last_sequence + 1;
@@ -134,25 +167,14 @@ impl Log {
         for frame in &segments {
             self.append_record(io, FrameKind::Segments, 0, frame);
         }
+        for frame in &archived_frames {
+            self.append_record(io, FrameKind::Archived, 0, frame);
+        }
+        self.archives.note_snapshot(&archived);
         let count = self.extents.len() as u64;
         self.append_record(io, FrameKind::SnapshotEnd, 0, &count.to_le_bytes());
         self.release_spare_gathers(io);
         Ok(())
-    }
-
-    /// The records of all extents, in payloads of snapshot frames.
-    fn snapshot(&self) -> Vec<Vec<u8>> {
-        let (mut frames, mut payload) = (Vec::new(), Vec::new());
-        for extent in self.extents.values() {
-            extent.record.encode_into(&mut payload);
-            if payload.len() >= SNAPSHOT_FRAME_BYTES {
-                frames.push(std::mem::take(&mut payload));
-            }
-        }
-        if !payload.is_empty() {
-            frames.push(payload);
-        }
-        frames
     }
 
     fn release_spare_gathers(&mut self, io: &mut impl Io) {
@@ -176,8 +198,8 @@ fn gathers_of(first_bytes: usize, payloads: impl Iterator<Item = usize>) -> usiz
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::log::extent::RECORD_BYTES_MAX;
     use crate::log::format::FRAME_HEADER_BYTES;
+    use crate::log::segments::SNAPSHOT_FRAME_BYTES;
 
     #[test]
     fn frames_share_buffers_where_they_fit() {

@@ -2,6 +2,7 @@
 //! lies behind it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::mem;
 
 use thalweg_wire::batch::{Batch, HEADER_BYTES};
 use thalweg_wire::checksum::crc32c;
@@ -11,12 +12,13 @@ use thalweg_wire::hash_range::HashRange;
 use thalweg_wire::ids::{BootId, Lsn, ShardId};
 use thalweg_wire::limits::BODY_BYTES_MAX;
 
+use super::archive::{ArchiveAt, ArchivedRecords, Ranges, has_number, read_archive};
 use super::extent::{ExtentEnd, ExtentRecord, ExtentTrim, MalformedRecord};
 use super::footer::footer_bytes;
 use super::format::{FRAME_HEADER_BYTES, FrameKind, LogFrame, SEGMENT_HEADER_BYTES, SegmentOrigin};
 use super::index::{Location, SegmentIndex};
 use super::recovery::{LogFiles, RecoveryError, RecoveryReport, Segment};
-use super::retention::{SegmentEntry, decode_merge, decode_release};
+use super::retention::{SEGMENT_ENTRY_BYTES, SegmentEntry, decode_merge, decode_release};
 use super::segments::{SEGMENT_BATCHES_MAX, note_stored};
 use crate::config::BLOCK_BYTES;
 
@@ -29,6 +31,8 @@ const _: () = assert!(BODY_BYTES_MAX + HEADER_BYTES as u32 <= PAYLOAD_BYTES_MAX)
 /// What a segment says, up to the end of its contiguous prefix.
 pub(super) struct Scan {
     pub(super) extents: BTreeMap<u32, ExtentRecord>,
+    /// Which archive has an extent's record as it is.
+    pub(super) archived: BTreeMap<u32, u64>,
     /// The older segments that count, with their ends, if the snapshot lists them.
     pub(super) segments: Option<BTreeMap<u64, SegmentEntry>>,
     pub(super) index: SegmentIndex,
@@ -37,18 +41,25 @@ pub(super) struct Scan {
 }
 
 /// Reads a segment from its first frame to the end of its contiguous prefix. `None` when its
-/// snapshot is not complete and nothing says that it was acked.
+/// snapshot is not complete and nothing says that it was acked. `older` are the segments before the
+/// log's last, among them the archives that its snapshot names; of another segment than the last
+/// only the batches are wanted, and its archives may be gone.
 pub(super) async fn scan(
     files: &impl LogFiles,
     segment: &Segment,
-    is_last: bool,
+    older: Option<&BTreeMap<u64, Segment>>,
 ) -> Result<Option<Scan>, RecoveryError> {
+    let is_last = older.is_some();
     let header = &segment.header;
     let mut state = ScanState {
         sequence: header.sequence,
         base: header.base,
         boot: header.boot,
         extents: BTreeMap::new(),
+        archived: BTreeMap::new(),
+        named: BTreeMap::new(),
+        new_archives: BTreeSet::new(),
+        lacks_archived: false,
         of_shards: BTreeSet::new(),
         segments: None,
         index: SegmentIndex::new(SEGMENT_BATCHES_MAX),
@@ -70,6 +81,10 @@ pub(super) async fn scan(
         state.report.scanned_bytes = position;
         match step {
             Step::MoreBytes => {}
+            Step::Archives => match older {
+                Some(older) => state.take_in_named(files, older).await?,
+                None => state.lacks_archived = true,
+            },
             Step::End => break,
         }
     }
@@ -82,7 +97,10 @@ pub(super) async fn scan(
     if !state.snapshot_complete {
         return Ok(None);
     }
-    let ScanState { extents, segments, index, report, .. } = state;
+    if let Some(older) = older {
+        state.find_in_new_archives(files, older).await?;
+    }
+    let ScanState { extents, archived, segments, index, report, .. } = state;
     if position + footer_bytes(index.extents(), index.len()) > header.segment_bytes {
         return Err(RecoveryError::Contradiction {
             sequence: header.sequence,
@@ -90,12 +108,14 @@ pub(super) async fn scan(
             what: "its frames leave no room for a footer".into(),
         });
     }
-    Ok(Some(Scan { extents, segments, index, end, report }))
+    Ok(Some(Scan { extents, archived, segments, index, end, report }))
 }
 
 enum Step {
     /// The frame at this position reaches beyond the window.
     MoreBytes,
+    /// The snapshot is complete but for what is in the archives that it names.
+    Archives,
     /// The prefix ends here.
     End,
 }
@@ -105,6 +125,14 @@ struct ScanState {
     base: Lsn,
     boot: BootId,
     extents: BTreeMap<u32, ExtentRecord>,
+    /// Which archive has an extent's record as it is.
+    archived: BTreeMap<u32, u64>,
+    /// Archives that the snapshot names and that were not read yet, and what of them counts.
+    named: BTreeMap<u64, Ranges>,
+    /// Archives that count since the snapshot.
+    new_archives: BTreeSet<u64>,
+    /// What the archives have is not known.
+    lacks_archived: bool,
     /// The same by shard: a start opens one of each, and to look through all of them each time
     /// took seconds with 100,000.
     of_shards: BTreeSet<(ShardId, u32)>,
@@ -152,6 +180,12 @@ impl ScanState {
             else {
                 return Ok((position, Step::MoreBytes));
             };
+            if frame.kind == FrameKind::SnapshotEnd
+                && !self.named.is_empty()
+                && !self.lacks_archived
+            {
+                return Ok((position, Step::Archives));
+            }
             if !self.apply(&frame, payload)? {
                 return Ok((align_up(position, BLOCK_BYTES), Step::End));
             }
@@ -213,15 +247,20 @@ impl ScanState {
         let text = |malformed: MalformedRecord| malformed.to_string();
         match frame.kind {
             FrameKind::Snapshot => {
-                let mut at = 0;
-                while at < payload.len() {
-                    let (record, length) = ExtentRecord::decode(&payload[at..]).map_err(text)?;
-                    self.take_in(record);
-                    at += length;
-                }
+                let records = ExtentRecord::decode_all(payload).map_err(text)?;
+                records.into_iter().for_each(|record| self.take_in(record));
+            }
+            FrameKind::Archived if self.snapshot_complete => {
+                return Err("archived records outside of a snapshot".into());
+            }
+            FrameKind::Archived => {
+                let ArchivedRecords { sequence, ranges } =
+                    ArchivedRecords::decode(payload).map_err(text)?;
+                self.named.entry(sequence).or_default().extend(ranges);
             }
             FrameKind::SnapshotEnd => {
-                if payload.len() != 8 || u64_at(payload, 0) != self.extents.len() as u64 {
+                let lacks = |count| count != self.extents.len() as u64 && !self.lacks_archived;
+                if payload.len() != 8 || lacks(u64_at(payload, 0)) {
                     return Err("the snapshot lacks extents".into());
                 }
                 self.snapshot_complete = true;
@@ -233,14 +272,17 @@ impl ScanState {
             }
             FrameKind::End => {
                 let end = ExtentEnd::decode(payload).map_err(text)?;
-                let record = self.known(frame.extent)?;
+                self.archived.remove(&frame.extent);
+                let Some(record) = self.known(frame.extent)? else { return Ok(()) };
                 record.state = end.state;
                 record.recovery_epoch = end.recovery_epoch;
                 record.end = end.end;
             }
             FrameKind::Trim => {
                 let trim = ExtentTrim::decode(payload).map_err(text)?;
-                self.known(frame.extent)?.first_kept = trim.first_kept;
+                self.archived.remove(&frame.extent);
+                let Some(record) = self.known(frame.extent)? else { return Ok(()) };
+                record.first_kept = trim.first_kept;
             }
             FrameKind::Segments => {
                 let listed = SegmentEntry::decode_all(payload).map_err(text)?;
@@ -252,6 +294,9 @@ impl ScanState {
             }
             FrameKind::Merge => {
                 let (entry, replaced) = decode_merge(payload).map_err(text)?;
+                if payload.len() == SEGMENT_ENTRY_BYTES {
+                    self.new_archives.insert(entry.sequence);
+                }
                 self.release(replaced)?;
                 self.segments.get_or_insert_default().insert(entry.sequence, entry);
             }
@@ -281,8 +326,74 @@ impl ScanState {
         }
     }
 
-    fn known(&mut self, extent: u32) -> Result<&mut ExtentRecord, String> {
-        self.extents.get_mut(&extent).ok_or_else(|| "an extent that was not opened".into())
+    /// The record of an extent; none when it is in an archive of which nothing is known.
+    fn known(&mut self, extent: u32) -> Result<Option<&mut ExtentRecord>, String> {
+        match self.extents.get_mut(&extent) {
+            None if !self.lacks_archived => Err("an extent that was not opened".into()),
+            record => Ok(record),
+        }
+    }
+
+    /// Reads the archives that the snapshot names, and takes in what of them counts.
+    async fn take_in_named(
+        &mut self,
+        files: &impl LogFiles,
+        older: &BTreeMap<u64, Segment>,
+    ) -> Result<(), RecoveryError> {
+        for (sequence, ranges) in mem::take(&mut self.named) {
+            for record in self.read(files, older, sequence).await? {
+                if !has_number(&ranges, record.number) {
+                    continue;
+                }
+                self.archived.insert(record.number, sequence);
+                self.take_in(record);
+            }
+        }
+        Ok(())
+    }
+
+    /// Finds the extents whose records are in archives that count since the snapshot, as they are:
+    /// what changed while the archive was written is not.
+    async fn find_in_new_archives(
+        &mut self,
+        files: &impl LogFiles,
+        older: &BTreeMap<u64, Segment>,
+    ) -> Result<(), RecoveryError> {
+        for sequence in mem::take(&mut self.new_archives) {
+            if self.segments.as_ref().is_none_or(|listed| !listed.contains_key(&sequence)) {
+                continue;
+            }
+            for record in self.read(files, older, sequence).await? {
+                if self.extents.get(&record.number) == Some(&record) {
+                    self.archived.insert(record.number, sequence);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// All records of an archive that counts.
+    async fn read(
+        &self,
+        files: &impl LogFiles,
+        older: &BTreeMap<u64, Segment>,
+        sequence: u64,
+    ) -> Result<Vec<ExtentRecord>, RecoveryError> {
+        let archive = older.get(&sequence).ok_or(RecoveryError::Missing { sequence })?;
+        let base = archive.header.base;
+        let listed = self.segments.as_ref().and_then(|segments| segments.get(&sequence));
+        let end = listed.map(|entry| entry.end).filter(|end| {
+            let bytes = end.0.checked_sub(base.0);
+            bytes.is_some_and(|bytes| bytes <= archive.header.segment_bytes)
+        });
+        let end = end.ok_or_else(|| RecoveryError::Contradiction {
+            sequence,
+            at: base,
+            what: "an archive that does not count, or not so far".into(),
+        })?;
+        let at = ArchiveAt { file: archive.file, sequence, base, end };
+        let records = read_archive(files, at).await?;
+        records.ok_or(RecoveryError::DamagedArchive { sequence })
     }
 }
 

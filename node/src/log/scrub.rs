@@ -3,6 +3,7 @@
 
 use thalweg_wire::ids::Offset;
 
+use super::archive::{ArchiveAt, read_archive};
 use super::footer::Footer;
 use super::index::{Location, Target};
 use super::recovery::LogFiles;
@@ -18,14 +19,22 @@ pub struct ScrubReport {
     pub bytes: u64,
     /// Batches that are damaged; all of a segment's when its footer is.
     pub damaged: u64,
+    /// Whether it is an archive, and damaged.
+    pub damaged_archive: bool,
 }
 
-/// Reads all batches of a segment and checks them.
+/// Reads all batches of a segment, or all records of an archive, and checks them.
 ///
 /// # Errors
 /// When the disk refuses to read.
 pub async fn scrub(files: &impl LogFiles, segment: &StoredSegment) -> Result<ScrubReport, Errno> {
     let mut report = ScrubReport::default();
+    if segment.is_archive {
+        let StoredSegment { file, sequence, base, .. } = *segment;
+        let archive = ArchiveAt { file, sequence, base, end: segment.trailer.end };
+        report.damaged_archive = read_archive(files, archive).await?.is_none();
+        return Ok(report);
+    }
     let Some(bytes) = read_footer(files, segment).await? else {
         tracing::error!(sequence = segment.sequence, "a scrub found a damaged footer");
         report.damaged = u64::from(segment.trailer.entries);

@@ -8,6 +8,7 @@ use thalweg_wire::codec::align_up;
 use thalweg_wire::error::{ErrorCode, Refusal};
 use thalweg_wire::ids::{BootId, DiskId, Lsn, Offset};
 
+use super::archive::Archives;
 use super::cache::TailCache;
 use super::extent::{ExtentRecord, RECORD_BYTES_MAX, Remembered};
 use super::footer::{Trailer, footer_bytes};
@@ -109,6 +110,8 @@ pub struct Extent {
     pub runs: Vec<Run>,
     /// What was decided of its end is durable when this position is.
     pub ended: Lsn,
+    /// The archive that has its record as it is, or is to have it when it counts.
+    pub archived: Option<u64>,
 }
 
 /// A segment that is whole: it has a footer and takes nothing more.
@@ -207,12 +210,15 @@ pub struct Log {
     pub(super) no_space: bool,
     pub(super) leaving: Leaving,
     pub(super) copying: Copying,
+    pub(super) archives: Archives,
     pub(super) writer: Writer,
     cache: TailCache,
     groups: u64,
     pub(super) bytes_written: u64,
-    /// Bytes of the last snapshot, and of what was opened since.
+    /// Bytes of the last snapshot, and of what was opened and not archived since.
     pub(super) snapshot_bytes: u64,
+    /// Whether it was told that the log cannot go on.
+    pub(super) told_many_extents: bool,
 }
 
 impl Log {
@@ -223,6 +229,7 @@ impl Log {
         let mut leaving = Leaving::default();
         // Segments of an earlier start may hold nothing any more.
         leaving.look_again();
+        let archives = Archives::new(&state.extents);
         Log {
             identity,
             extents: state.extents,
@@ -240,11 +247,13 @@ impl Log {
             no_space: false,
             leaving,
             copying: Copying::default(),
+            archives,
             writer: Writer::new(identity.index, state.end),
             cache: TailCache::default(),
             groups: 0,
             bytes_written: 0,
             snapshot_bytes: 0,
+            told_many_extents: false,
         }
     }
 
@@ -512,7 +521,9 @@ impl Log {
         let mut payload = Vec::new();
         record.encode_into(&mut payload);
         self.snapshot_bytes += payload.len() as u64;
-        self.extents.insert(number, Extent { record, runs: Vec::new(), ended: Lsn(0) });
+        self.archives.note_opened();
+        self.extents
+            .insert(number, Extent { record, runs: Vec::new(), ended: Lsn(0), archived: None });
         (number, self.append_record(io, FrameKind::Open, number, &payload))
     }
 

@@ -44,6 +44,8 @@ pub struct StoredSegment {
     pub base: Lsn,
     /// Its last block.
     pub trailer: Trailer,
+    /// Whether it has records of extents, and no batches.
+    pub is_archive: bool,
 }
 
 /// Reads a segment's footer; `None` when it is damaged.
