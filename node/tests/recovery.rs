@@ -6,11 +6,15 @@ use std::pin::pin;
 use std::task::{Context, Poll, Waker};
 
 use thalweg_node::io::Errno;
+use thalweg_node::log::archive::ArchivedRecords;
 use thalweg_node::log::extent::{ExtentEnd, ExtentRecord, Producers};
 use thalweg_node::log::footer::encode_footer;
-use thalweg_node::log::format::{FrameKind, LogFrame, SegmentHeader, SegmentOrigin};
+use thalweg_node::log::format::{
+    FrameKind, LogFrame, SegmentHeader, SegmentOrigin, sequence_before,
+};
 use thalweg_node::log::index::{Location, SegmentIndex};
 use thalweg_node::log::recovery::{Bytes, LogFiles, RecoveredLog, RecoveryError, recover};
+use thalweg_node::log::retention::SegmentEntry;
 use thalweg_wire::batch::BatchHeader;
 use thalweg_wire::build::{BatchBuilder, BatchIdentity, BatchRoom, NewRecord};
 use thalweg_wire::checksum::crc32c;
@@ -57,12 +61,16 @@ impl LogFiles for Files {
 }
 
 fn recovered(files: &[&SegmentFile]) -> Result<RecoveredLog, RecoveryError> {
+    all_recovered(files).map(|mut logs| logs.remove(0))
+}
+
+fn all_recovered(files: &[&SegmentFile]) -> Result<Vec<RecoveredLog>, RecoveryError> {
     let segment_bytes = files[0].bytes.len() as u64;
     let files = files.iter().map(|file| file.bytes.clone()).collect();
     let files = Files { files: RefCell::new(files), reads: Cell::new(0) };
     let future = pin!(recover(&files, DISK, 0, segment_bytes));
     match future.poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(result) => result.map(|mut logs| logs.remove(0)),
+        Poll::Ready(result) => result,
         Poll::Pending => panic!("files in memory never let wait"),
     }
 }
@@ -266,4 +274,76 @@ fn a_footer_that_is_not_true_to_its_segment_is_made_anew() {
     let log = recovered(&[&older, &newest]).unwrap();
     let run = log.extents[&0].runs[0];
     assert_eq!((run.sequence, run.batches, run.bytes), (1, 1, batch(0, 0, 0).len() as u32));
+}
+
+/// A segment that never counted made a log of its class at the first start, and none at the second.
+#[test]
+fn a_class_whose_segments_never_counted_has_no_log() {
+    let first = SegmentFile::first();
+    let other = SegmentFile::new(sequence_before(3) + 1, 0, SEGMENT_BYTES);
+    let logs = all_recovered(&[&first, &other]).unwrap();
+    assert_eq!((logs.len(), &logs[0].free[..]), (1, &[1][..]));
+    let mut counts = SegmentFile::new(sequence_before(3) + 1, 0, SEGMENT_BYTES);
+    counts.header.first_live_sequence = counts.header.sequence;
+    put(&mut counts.bytes, 0, counts.header.encode());
+    counts.push(FrameKind::SnapshotEnd, 0, &0_u64.to_le_bytes());
+    assert_eq!(all_recovered(&[&first, &counts]).unwrap().len(), 2);
+}
+
+/// An archive that has two records of one shard, both of which ended.
+fn archive(sequence: u64) -> SegmentFile {
+    let mut file = SegmentFile::new(sequence, SEGMENT_BYTES, SEGMENT_BYTES);
+    file.header.origin = SegmentOrigin::Merged;
+    put(&mut file.bytes, 0, file.header.encode());
+    let mut records = Vec::new();
+    for number in 0..2 {
+        ExtentRecord { state: ExtentState::Sealed, ..record(number) }.encode_into(&mut records);
+    }
+    file.push(FrameKind::Snapshot, 0, &records);
+    file
+}
+
+/// A segment whose snapshot names an archive and has extent 2 itself, and says that all are `count`.
+fn naming(named: &[ArchivedRecords], end: u64, count: u64) -> SegmentFile {
+    let mut file = SegmentFile::new(3, 2 * SEGMENT_BYTES, SEGMENT_BYTES);
+    let mut payload = Vec::new();
+    record(2).encode_into(&mut payload);
+    file.push(FrameKind::Snapshot, 0, &payload);
+    payload.clear();
+    SegmentEntry { sequence: 2, end: Lsn(end), order: 2 }.encode_into(&mut payload);
+    file.push(FrameKind::Segments, 0, &payload);
+    for records in named {
+        payload.clear();
+        records.encode_into(&mut payload);
+        file.push(FrameKind::Archived, 0, &payload);
+    }
+    file.push(FrameKind::SnapshotEnd, 0, &count.to_le_bytes());
+    file
+}
+
+#[test]
+fn an_archive_has_what_a_snapshot_leaves_to_it_or_the_log_is_refused() {
+    let (archive, end) = (archive(2), SEGMENT_BYTES + 8192);
+    let all = |ranges: &[(u32, u32)]| [ArchivedRecords { sequence: 2, ranges: ranges.to_vec() }];
+    let log = recovered(&[&archive, &naming(&all(&[(1, 1)]), end, 2)]).unwrap();
+    // Of a shard's older extents those of which nothing is kept are forgotten.
+    assert_eq!(log.extents.keys().copied().collect::<Vec<_>>(), [1, 2]);
+    assert_eq!(log.extents[&1].archived, Some(2));
+    let held = |log: &RecoveredLog| log.sealed.iter().map(|held| held.held.records).sum::<u32>();
+    assert_eq!(held(&log), 1);
+
+    let lacks = "the snapshot lacks extents";
+    contradicts(&[&archive, &naming(&all(&[(1, 1)]), end, 3)], lacks);
+    contradicts(&[&archive, &naming(&all(&[(7, 9)]), end, 2)], lacks);
+    let other = [ArchivedRecords { sequence: 1, ranges: vec![(1, 1)] }];
+    let missing = recovered(&[&archive, &naming(&other, end, 2)]).expect_err("it is not there");
+    assert!(matches!(missing, RecoveryError::Missing { sequence: 1 }), "{missing}");
+    let beyond = "an archive that does not count, or not so far";
+    contradicts(&[&archive, &naming(&all(&[(1, 1)]), 9 * SEGMENT_BYTES, 2)], beyond);
+    for at in [4096 + 70, 4096 + 2] {
+        let mut damaged = SegmentFile { bytes: archive.bytes.clone(), ..archive };
+        damaged.bytes[at] ^= 1;
+        let error = recovered(&[&damaged, &naming(&all(&[(1, 1)]), end, 2)]).expect_err("damaged");
+        assert!(matches!(error, RecoveryError::DamagedArchive { sequence: 2 }), "{error}");
+    }
 }

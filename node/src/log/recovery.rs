@@ -214,7 +214,7 @@ pub async fn recover(
     }
     let mut logs = Vec::with_capacity(classes.len());
     for (class, segments) in classes {
-        logs.push(recover_class(files, class, segments, &mut free).await?);
+        logs.extend(recover_class(files, class, segments, &mut free).await?);
     }
     // Not before it is known that none of those that count is missing.
     for file in torn {
@@ -225,12 +225,13 @@ pub async fn recover(
 }
 
 /// Reads the log of one retention class; files of it that turn out to be nobody's become `free`.
+/// Without a segment that counted ever there is none, but for class 0.
 async fn recover_class(
     files: &impl LogFiles,
     retention_class: u8,
     mut segments: BTreeMap<u64, Segment>,
     free: &mut Vec<usize>,
-) -> Result<RecoveredLog, RecoveryError> {
+) -> Result<Option<RecoveredLog>, RecoveryError> {
     let none = (sequence_before(retention_class), Lsn(0));
     let highest = segments.values().map(|segment| segment.header);
     let (sequence, next_base) = highest.fold(none, |(sequence, base), header| {
@@ -267,7 +268,8 @@ async fn recover_class(
     }
     // Whatever has a header and does not count was released.
     free.extend(segments.values().map(|segment| segment.file));
-    Ok(recovered)
+    let is_there = retention_class == 0 || !recovered.sealed.is_empty() || !segments.is_empty();
+    Ok(is_there.then_some(recovered))
 }
 
 /// The segments before the scanned one that count, each with its end: as the scanned one lists
