@@ -22,6 +22,7 @@ use super::record::{
 use super::store::{
     Change, ChangeSet, Entry, ReadError, Revision, Store, Watch, WatchError, snapshot,
 };
+use super::usage::{Usage, UsageSums};
 use crate::metrics::stream::{ConsumerCounts, ShardCounts, StreamCounts};
 
 /// A record, and the revision that put it last: what a change of it must expect.
@@ -218,6 +219,9 @@ pub struct Catalog {
     by_id: papaya::HashMap<u64, Arc<Stream>>,
     /// For listings.
     names: RwLock<BTreeSet<StreamName>>,
+    usage: UsageSums,
+    /// Streams that have work, see [`Stream::has_work`].
+    at_work: RwLock<BTreeMap<StreamName, Arc<Stream>>>,
     revision: watch::Sender<Revision>,
     /// Counts changes of streams that have something to become of them.
     intents: watch::Sender<u64>,
@@ -231,16 +235,22 @@ impl Catalog {
     pub async fn open<S: Store>(store: &S) -> Result<(Arc<Catalog>, S::Watch), CatalogError> {
         let prefix = Bytes::from_static(STREAMS_PREFIX.as_bytes());
         let found = snapshot(store, prefix.clone()).await?;
-        let catalog = Arc::new(Catalog {
-            by_name: papaya::HashMap::new(),
-            by_id: papaya::HashMap::new(),
-            names: RwLock::default(),
-            revision: watch::Sender::new(found.revision),
-            intents: watch::Sender::new(0),
-        });
+        let catalog = Arc::new(Catalog::empty(found.revision));
         catalog.load(found.entries)?;
         let watch = store.watch(prefix, found.revision).await?;
         Ok((catalog, watch))
+    }
+
+    fn empty(revision: Revision) -> Catalog {
+        Catalog {
+            by_name: papaya::HashMap::new(),
+            by_id: papaya::HashMap::new(),
+            names: RwLock::default(),
+            usage: UsageSums::default(),
+            at_work: RwLock::default(),
+            revision: watch::Sender::new(revision),
+            intents: watch::Sender::new(0),
+        }
     }
 
     /// Keeps the catalog up until the watch ends.
@@ -288,6 +298,18 @@ impl Catalog {
     #[must_use]
     pub fn streams(&self) -> Vec<Arc<Stream>> {
         self.by_name.pin().values().cloned().collect()
+    }
+
+    /// Streams of which, or of whose consumers, something is to become; in the order of their names.
+    #[must_use]
+    pub fn streams_at_work(&self) -> Vec<Arc<Stream>> {
+        self.at_work.read().expect("nobody panics with it").values().cloned().collect()
+    }
+
+    /// What an account has in a region, by all revisions that are seen: see [`Catalog::wait_for`].
+    #[must_use]
+    pub fn usage(&self, account_id: &str, region: &str) -> Usage {
+        self.usage.of(account_id, region)
     }
 
     /// Waits until what a revision changed is seen here.
@@ -366,25 +388,40 @@ impl Catalog {
             by_name.remove(name);
             if let Some(before) = before {
                 self.by_id.pin().remove(&before.record.id);
+                self.usage.replace(name, Some(&before), None);
             }
             self.names.write().expect("nobody panics with it").remove(name);
+            self.note_work(name, None);
             return;
         };
         stream.note_open();
         stream.note_counts();
         let stream = Arc::new(stream);
-        let has_work = stream.has_work();
         if let Some(before) = before.as_ref().filter(|before| before.record.id != stream.record.id)
         {
             self.by_id.pin().remove(&before.record.id);
         }
         self.by_id.pin().insert(stream.record.id, stream.clone());
-        by_name.insert(name.clone(), stream);
+        by_name.insert(name.clone(), stream.clone());
         if before.is_none() {
             self.names.write().expect("nobody panics with it").insert(name.clone());
         }
-        if has_work {
-            self.intents.send_modify(|count| *count += 1);
+        self.usage.replace(name, before.as_deref(), Some(&stream));
+        self.note_work(name, Some(stream).filter(|stream| stream.has_work()));
+    }
+
+    /// Keeps a stream among those that have work, or does not any more.
+    fn note_work(&self, name: &StreamName, stream: Option<Arc<Stream>>) {
+        let mut at_work = self.at_work.write().expect("nobody panics with it");
+        match stream {
+            Some(stream) => {
+                at_work.insert(name.clone(), stream);
+                drop(at_work);
+                self.look_again();
+            }
+            None => {
+                at_work.remove(name);
+            }
         }
     }
 }
@@ -447,4 +484,172 @@ fn delete(stream: &mut Option<Stream>, key: &RecordKey) {
 /// Names every shard of a stream.
 pub fn shard_ids(stream: &Stream) -> impl Iterator<Item = ShardId> + '_ {
     stream.shards().map(|(index, _)| shard_id(stream.id(), index))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use thalweg_wire::hash_range::HashRange;
+
+    use super::super::record::{
+        Intent, NewShard, ReshardStep, Resize, ShardEnd, StreamMode, StreamStatus, encode_record,
+    };
+    use super::super::store::Value;
+    use super::*;
+
+    /// What may happen to a stream. What needs a stream does nothing where there is none.
+    #[derive(Clone, Debug)]
+    enum Happening {
+        /// Its record is put: incarnation, status, intent, mode.
+        Stream(u64, StreamStatus, Option<Intent>, StreamMode),
+        /// A shard is put, open or closed.
+        Shard(u32, bool),
+        /// A consumer is put.
+        Consumer(ConsumerStatus),
+        /// A shard goes.
+        ShardGoes(u32),
+        /// The stream goes with all that it has.
+        Goes,
+    }
+
+    fn intent() -> impl Strategy<Value = Option<Intent>> {
+        let steps = |parents: u32, children: u32| {
+            let child = |index| NewShard { index, range: HashRange::FULL };
+            let children = (0..children).map(child).collect();
+            vec![ReshardStep { parents: (0..parents).collect(), children }]
+        };
+        prop_oneof![
+            2 => Just(None),
+            1 => (0..9_u32).prop_map(|shards| Some(Intent::Create { shards })),
+            1 => (1..3_u32, 0..9_u32).prop_map(move |(parents, open_max)| {
+                let resize = (open_max > 3).then_some(Resize { target: 3, open_max });
+                Some(Intent::Reshard { steps: steps(parents, 3 - parents), resize })
+            }),
+            1 => Just(Some(Intent::Settle)),
+            1 => Just(Some(Intent::Delete { unborn: Vec::new() })),
+        ]
+    }
+
+    fn happening() -> impl Strategy<Value = Happening> {
+        let status = prop_oneof![
+            Just(StreamStatus::Creating),
+            Just(StreamStatus::Deleting),
+            Just(StreamStatus::Active),
+            Just(StreamStatus::Updating),
+        ];
+        let mode = prop_oneof![Just(StreamMode::Provisioned), Just(StreamMode::OnDemand)];
+        let consumer = prop_oneof![Just(ConsumerStatus::Creating), Just(ConsumerStatus::Active)];
+        prop_oneof![
+            4 => (0..2_u64, status, intent(), mode)
+                .prop_map(|(id, status, intent, mode)| Happening::Stream(id, status, intent, mode)),
+            3 => (0..5_u32, any::<bool>())
+                .prop_map(|(index, is_open)| Happening::Shard(index, is_open)),
+            1 => consumer.prop_map(Happening::Consumer),
+            1 => (0..5_u32).prop_map(Happening::ShardGoes),
+            2 => Just(Happening::Goes),
+        ]
+    }
+
+    /// Two accounts, two regions, two streams in each.
+    fn name(number: u64) -> StreamName {
+        StreamName {
+            account_id: (number & 1).to_string(),
+            region: (number >> 1 & 1).to_string(),
+            name: (number >> 2).to_string(),
+        }
+    }
+
+    fn change(key: &RecordKey, record: &impl serde::Serialize) -> Change {
+        Change::Put { key: key.encode(), value: Value(encode_record(record)), lease: None }
+    }
+
+    fn changes(catalog: &Catalog, number: u64, happening: &Happening) -> Vec<Change> {
+        let name = name(number);
+        let there = catalog.stream(&name);
+        let goes = |key: RecordKey| Change::Delete { key: key.encode() };
+        match (happening, there) {
+            (Happening::Stream(id, status, intent, mode), _) => {
+                let record: StreamRecord = serde_json::from_value(serde_json::json!({
+                    "version": 1, "id": number * 10 + id, "created_ms": 0, "status": status,
+                    "intent": intent, "next_shard": 0, "mode": mode, "retention_hours": 24,
+                    "max_record_kib": 1024,
+                }))
+                .expect("a record");
+                vec![change(&RecordKey::Stream(name), &record)]
+            }
+            (Happening::Shard(index, is_open), Some(_)) => {
+                let range = HashRange::of_initial_shard(*index, 5);
+                let end = (!is_open).then_some(ShardEnd { offset: 0, closed_ms: 0 });
+                let (version, created_s, parents, node) = (1, 1, Vec::new(), 0);
+                let record = ShardRecord { version, range, created_s, parents, end, node };
+                vec![change(&RecordKey::Shard(name, *index), &record)]
+            }
+            (Happening::Consumer(status), Some(_)) => {
+                let (tags, policy) = (BTreeMap::new(), None);
+                let record =
+                    ConsumerRecord { version: 1, created_ms: 0, status: *status, tags, policy };
+                vec![change(&RecordKey::Consumer(name, "reader".to_owned()), &record)]
+            }
+            (Happening::ShardGoes(index), Some(stream)) if stream.shard(*index).is_some() => {
+                vec![goes(RecordKey::Shard(name, *index))]
+            }
+            (Happening::Goes, Some(stream)) => {
+                let shards = stream.shards().map(|(index, _)| index);
+                let shards = shards.map(|index| goes(RecordKey::Shard(name.clone(), index)));
+                let consumers = stream.consumers().map(|(reader, _)| reader.to_owned());
+                let consumers = consumers
+                    .map(|reader| goes(RecordKey::Consumer(name.clone(), reader.to_owned())));
+                let stream = [goes(RecordKey::Stream(name.clone()))];
+                shards.chain(consumers).chain(stream).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    /// The sums and the streams that have work are what a look through all streams finds.
+    #[track_caller]
+    fn assert_kept_up(catalog: &Catalog) {
+        let mut counted = BTreeMap::<(String, String), Usage>::new();
+        let mut at_work = BTreeSet::new();
+        for stream in catalog.streams() {
+            let account = (stream.name.account_id.clone(), stream.name.region.clone());
+            *counted.entry(account).or_default() += Usage::of_stream(&stream);
+            if stream.has_work() {
+                at_work.insert(stream.name.clone());
+            }
+        }
+        for number in 0..4 {
+            let StreamName { account_id, region, .. } = name(number);
+            let kept = catalog.usage(&account_id, &region);
+            assert_eq!(kept, counted.get(&(account_id, region)).copied().unwrap_or_default());
+        }
+        assert_eq!(catalog.usage.entries(), counted.len(), "nobody without streams is kept");
+        let kept = catalog.streams_at_work();
+        let is_latest = |stream: &Arc<Stream>| {
+            catalog.stream(&stream.name).is_some_and(|latest| Arc::ptr_eq(&latest, stream))
+        };
+        assert!(kept.iter().all(is_latest), "as they are now");
+        assert!(kept.iter().map(|stream| &stream.name).eq(&at_work));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_kept_up_is_what_a_fresh_count_finds(
+            revisions in proptest::collection::vec(
+                proptest::collection::btree_map(0..8_u64, happening(), 1..4),
+                1..60,
+            ),
+        ) {
+            let catalog = Catalog::empty(Revision(0));
+            for (revision, happenings) in (1..).zip(revisions) {
+                let changes = happenings
+                    .iter()
+                    .flat_map(|(number, happening)| changes(&catalog, *number, happening))
+                    .collect();
+                let changes = ChangeSet { revision: Revision(revision), changes };
+                catalog.apply(changes).expect("records that can be read");
+                assert_kept_up(&catalog);
+            }
+        }
+    }
 }

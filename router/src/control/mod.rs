@@ -11,6 +11,7 @@ pub mod reshard;
 pub mod retention;
 pub mod store;
 pub mod timer;
+pub mod usage;
 
 use std::sync::Arc;
 

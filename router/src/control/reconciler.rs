@@ -83,8 +83,8 @@ impl<S: Store + Clone> Reconciler<S> {
         let permits = Arc::new(tokio::sync::Semaphore::new(STREAMS_MAX));
         loop {
             intents.mark_unchanged();
-            for stream in self.catalog.streams() {
-                if !stream.has_work() || !self.take_up(stream.record.id) {
+            for stream in self.catalog.streams_at_work() {
+                if !self.take_up(stream.record.id) {
                     continue;
                 }
                 let permit = permits.clone().acquire_owned().await.expect("it is never closed");

@@ -1,6 +1,6 @@
 //! What an account has of that which is limited, and changes that use more of it.
 //!
-//! What there is stands in the records of streams. A change that uses more of it puts the account's
+//! What there is stands in the records of streams, and the catalog has the sums. A change that uses more of it puts the account's
 //! quota key beside them and expects it as it was when it judged: so of two that come at once, on
 //! whichever routers, one judges again.
 
@@ -8,9 +8,9 @@ use bytes::Bytes;
 
 use super::error::ApiError;
 use super::service::{CHANGE_ATTEMPTS_MAX, Service};
-use crate::control::catalog::{Catalog, Stream};
-use crate::control::record::{Intent, StreamMode, StreamName, StreamStatus, quota_key};
+use crate::control::record::{StreamName, quota_key};
 use crate::control::store::{Expectation, Store, Transaction};
+use crate::control::usage::Usage;
 
 /// What stands under a quota key: it only matters when it was put.
 const QUOTA_VALUE: &[u8] = b"{\"version\":1}";
@@ -20,67 +20,10 @@ const QUOTA_VALUE: &[u8] = b"{\"version\":1}";
 /// what an account has by default.
 const STREAM_SHARDS_MAX: u64 = 1_000_000;
 
-/// What an account has in a region.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub(super) struct Usage {
-    /// Streams that are being created.
-    pub(super) creating: u32,
-    /// Open shards.
-    pub(super) open_shards: u64,
-    /// The same, with those that are to come.
-    pub(super) shards: u64,
-    /// Streams of on-demand mode.
-    pub(super) on_demand_streams: u32,
-}
-
-impl Usage {
-    /// Looks through the streams of an account in a region: some microseconds for a hundred.
-    pub(super) fn of(catalog: &Catalog, account_id: &str, region: &str) -> Usage {
-        let before_all = StreamName {
-            account_id: account_id.to_owned(),
-            region: region.to_owned(),
-            name: String::new(),
-        };
-        let mut usage = Usage::default();
-        for name in catalog.names_after(&before_all, usize::MAX) {
-            if let Some(stream) = catalog.stream(&name) {
-                usage.add(&stream);
-            }
-        }
-        usage
-    }
-
-    fn add(&mut self, stream: &Stream) {
-        let open = stream.open_shards().len() as u64;
-        let shards = match &stream.record.intent {
-            Some(Intent::Create { shards }) => u64::from(*shards),
-            Some(Intent::Reshard { steps, resize }) => {
-                let after = steps.iter().fold(open as i64, |open, step| {
-                    open + step.children.len() as i64 - step.parents.len() as i64
-                });
-                let on_the_way = resize.map_or(0, |resize| u64::from(resize.open_max));
-                open.max(u64::try_from(after).unwrap_or(0)).max(on_the_way)
-            }
-            // What goes is not counted any more.
-            Some(Intent::Delete { .. }) => return,
-            Some(Intent::Settle) | None => open,
-        };
-        self.shards += shards;
-        if stream.record.status == StreamStatus::Creating {
-            self.creating += 1;
-        } else {
-            self.open_shards += open;
-        }
-        if stream.record.mode == StreamMode::OnDemand {
-            self.on_demand_streams += 1;
-        }
-    }
-}
-
 impl<S: Store + Clone> Service<S> {
     /// What an account has in a region now.
     pub(super) fn usage(&self, account_id: &str, region: &str) -> Usage {
-        Usage::of(&self.ground.catalog, account_id, region)
+        self.ground.catalog.usage(account_id, region)
     }
 
     /// Makes a change that uses up a quota of the account and region of a stream, and waits until
@@ -156,7 +99,7 @@ impl<S: Store + Clone> Service<S> {
         stream: &StreamName,
         usage: &Usage,
     ) -> Result<(), ApiError> {
-        let limit = self.settings.on_demand_streams_max;
+        let limit = u64::from(self.settings.on_demand_streams_max);
         if !self.settings.limits || usage.on_demand_streams < limit {
             return Ok(());
         }

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use thalweg_wire::hash_range::{HashKey, HashRange};
 
 use super::error::ApiError;
-use super::quota::{Usage, check_stream_shards};
+use super::quota::check_stream_shards;
 use super::service::{Call, Service, not_active, read};
 use super::shards::shard_of;
 use crate::control::catalog::Stream;
@@ -18,6 +18,7 @@ use crate::control::reshard::{
     are_adjacent, merge, open_on_the_way, open_ranges, resized, split, with_steps,
 };
 use crate::control::store::{Expectation, Store, Transaction};
+use crate::control::usage::Usage;
 
 /// The operations of this file.
 pub(super) const OPERATIONS: &[&str] = &["MergeShards", "SplitShard", "UpdateShardCount"];

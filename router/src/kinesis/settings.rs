@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::error::{ApiError, ErrorKind};
-use super::quota::{Usage, check_stream_shards};
+use super::quota::check_stream_shards;
 use super::service::{Call, Service, not_active, not_found, read};
 use super::streams::{
     DistributionStrategy, ON_DEMAND_SHARDS, StreamModeDetails, not_distributed, warm_shards,
@@ -26,6 +26,7 @@ use crate::control::record::{
 };
 use crate::control::reshard::{open_ranges, resized};
 use crate::control::store::{Expectation, Store, Transaction};
+use crate::control::usage::Usage;
 
 /// The operations of this file.
 pub(super) const OPERATIONS: &[&str] = &[

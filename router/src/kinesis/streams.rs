@@ -12,7 +12,7 @@ use thalweg_wire::ids::StreamId;
 use super::codec::timestamp;
 use super::error::ApiError;
 use super::policy::RequestTags;
-use super::quota::{Usage, check_stream_shards};
+use super::quota::check_stream_shards;
 use super::service::{Call, Resource, SHARD_MIBPS, Service, not_found, read};
 use super::shard_view::{describe_shard, shown_open_shards, shown_shards};
 use super::tags::check_new_tags;
@@ -24,6 +24,7 @@ use crate::control::record::{
 };
 use crate::control::retention::is_expired;
 use crate::control::store::{Expectation, Store, Transaction};
+use crate::control::usage::Usage;
 
 /// The operations of this file.
 pub(super) const OPERATIONS: &[&str] = &[
@@ -36,7 +37,7 @@ pub(super) const OPERATIONS: &[&str] = &[
 ];
 
 /// Streams that an account may have CREATING at a time (API reference, CreateStream).
-const CREATING_MAX: u32 = 5;
+const CREATING_MAX: u64 = 5;
 /// Shards of a stream of on-demand mode at first: 4 MiB a second (developer guide, on-demand mode).
 pub(super) const ON_DEMAND_SHARDS: u32 = 4;
 /// Write throughput that a stream can be readied for: 10 GiB a second (API reference,
