@@ -97,10 +97,6 @@ fn fences_seals_and_trims_survive() {
     let fence = FenceExtent { extent, recovery_epoch: Epoch(3) };
     let end = admin.fence_extent(&fence).expect("an extent can be fenced").end;
     assert_eq!(end, Offset(1000));
-    let code = |error: ClientError| match error {
-        ClientError::Refused(why) => why.code,
-        other => panic!("{other}"),
-    };
     let older = FenceExtent { extent, recovery_epoch: Epoch(2) };
     assert_eq!(code(admin.fence_extent(&older).expect_err("older")), ErrorCode::StaleRecovery);
     node.stop();
@@ -132,6 +128,20 @@ fn fences_seals_and_trims_survive() {
     assert!(numbers.len() >= 1199, "what was trimmed may come along with its batch");
 }
 
+fn code(error: ClientError) -> ErrorCode {
+    match error {
+        ClientError::Refused(why) => why.code,
+        other => panic!("{other}"),
+    }
+}
+
+/// What core 0 of a node says of itself: its shards, and how many more it has room for.
+fn shards_and_room(node: &Node) -> (u32, u32) {
+    let mut admin = Admin::connect(node.addresses()[0], PATIENCE).expect("it serves");
+    let description = admin.hello().expect("it answers");
+    (description.shards, description.room_shards)
+}
+
 /// Extents without a limit filled every segment with their own snapshot, and the node did not start
 /// again.
 #[test]
@@ -139,23 +149,38 @@ fn a_log_takes_no_more_extents_than_it_can_start_with() {
     let dir = directory();
     let disks = [dir.path().to_path_buf()];
     let node = start(&disks, 1);
-    let shards = 30_000;
-    let opens: Vec<_> = (0..shards).map(|index| open(index, shards, None)).collect();
+    let (shards, room) = shards_and_room(&node);
+    assert!(shards == 0 && room > 10_000, "{shards} shards and room for {room}");
+    let some: Vec<_> = (0..4000).map(|index| open(index, room, None)).collect();
     let mut admin = Admin::connect(node.addresses()[0], PATIENCE).expect("it serves");
-    match admin.open_extents(&opens) {
-        Err(ClientError::Refused(refusal)) => assert_eq!(refusal.code, ErrorCode::Overloaded),
-        other => panic!("an end to extents: {other:?}"),
-    }
+    admin.open_extents(&some).expect("there is room");
+    assert_eq!(shards_and_room(&node), (4000, room - 4000));
+    node.stop();
+
+    // The start opens each anew and forgets what it was, which needs no room of new ones. The
+    // snapshot lists a segment more, in fewer bytes than an extent has.
+    let node = start(&disks, 1);
+    let (shards, left) = shards_and_room(&node);
+    assert_eq!(shards, 4000);
+    assert!((room - 4001..=room - 4000).contains(&left), "room for {left} of {room}");
+    let others: Vec<_> = (4000..4000 + left).map(|index| open(index, room, None)).collect();
+    let mut admin = Admin::connect(node.addresses()[0], PATIENCE).expect("it serves");
+    admin.open_extents(&others).expect("it has the room that it tells of");
+    assert_eq!(shards_and_room(&node), (4000 + left, 0));
+    let one_more = open(room, room + 1, None);
+    assert_eq!(code(admin.open_extent(&one_more).expect_err("full")), ErrorCode::TooManyShards);
+    // What is there goes on.
+    append(node.addresses()[0], 0, 10);
     let count = |node: &Node| {
         let mut admin = Admin::connect(node.addresses()[0], PATIENCE).expect("it serves");
         admin.describe(STREAM).expect("it answers").len()
     };
     let opened = count(&node);
-    assert!(opened > 5_000, "{opened}");
+    assert_eq!(opened as u32, 4000 + left);
     node.stop();
     for _ in 0..2 {
         let node = start(&disks, 1);
-        assert_eq!(count(&node), opened);
+        assert_eq!((count(&node), shards_and_room(&node).0), (opened, opened as u32));
         node.stop();
     }
 }

@@ -181,6 +181,8 @@ fn frames() -> Vec<(FrameKind, u32, Vec<u8>)> {
     let node = NodeDescription {
         boot: BootId(1),
         core: 1,
+        shards: 3,
+        room_shards: 65_536,
         ports: vec![4568, 4569],
         disks: vec![DiskId([3; 16])],
     };

@@ -131,6 +131,8 @@ gauges! {
     shards,
     /// Shards with write limits: each has a bucket for bytes and one for records.
     limited_shards,
+    /// New shards that the core can open beside them now.
+    room_shards,
     /// Produce frames whose answer waits for the log.
     produces_open,
     /// Fetches under way or waiting, those of subscriptions among them.

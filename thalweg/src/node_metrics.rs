@@ -72,13 +72,14 @@ fn encode_counters(
 type Figure = fn(&Gauges) -> u64;
 
 fn encode_gauges(encoder: &mut DescriptorEncoder<'_>, cores: &[(String, Gauges)]) -> fmt::Result {
-    let plain: [(&str, &str, Figure); 11] = [
+    let plain: [(&str, &str, Figure); 12] = [
         ("connections", "Connections that are open", |g| g.connections),
         ("subscriptions", "Subscriptions that have not ended", |g| g.subscriptions),
         ("shards", "Shards that a core serves", |g| g.shards),
         ("limited_shards", "Shards with write limits, two token buckets each", |g| {
             g.limited_shards
         }),
+        ("room_shards", "New shards that a core can open beside them now", |g| g.room_shards),
         ("produces_open", "Produce frames whose answer waits for the log", |g| g.produces_open),
         ("fetches_open", "Fetches under way or waiting", |g| g.fetches_open),
         ("uncommitted_bytes", "Bytes of batches appended and not durable", |g| g.uncommitted_bytes),

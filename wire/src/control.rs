@@ -448,6 +448,10 @@ pub struct NodeDescription {
     pub boot: BootId,
     /// The core that answers; it counts from zero.
     pub core: u16,
+    /// Shards that the core has, those that ended among them.
+    pub shards: u32,
+    /// New shards that it can open now beside them.
+    pub room_shards: u32,
     /// Port of each core; their count is the count of cores.
     pub ports: Vec<u16>,
     /// The node's disks.
@@ -458,16 +462,21 @@ pub struct NodeDescription {
 pub const NODE_CORES_MAX: usize = 1024;
 /// See [`NODE_CORES_MAX`].
 pub const NODE_DISKS_MAX: usize = 64;
+/// Bytes of a description before its ports.
+const NODE_FIXED_BYTES: usize = 24;
 
 impl NodeDescription {
-    /// Boot (u64), core (u16), cores (u16), disks (u16), zero (u16), ports (u16 each), disk ids.
+    /// Boot (u64), core (u16), cores (u16), disks (u16), zero (u16), shards (u32), room for shards
+    /// (u32), ports (u16 each), disk ids.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = vec![0; 16];
+        let mut bytes = vec![0; NODE_FIXED_BYTES];
         put(&mut bytes, 0, self.boot.0.to_le_bytes());
         put(&mut bytes, 8, self.core.to_le_bytes());
         put(&mut bytes, 10, (self.ports.len() as u16).to_le_bytes());
         put(&mut bytes, 12, (self.disks.len() as u16).to_le_bytes());
+        put(&mut bytes, 16, self.shards.to_le_bytes());
+        put(&mut bytes, 20, self.room_shards.to_le_bytes());
         self.ports.iter().for_each(|port| bytes.extend(port.to_le_bytes()));
         self.disks.iter().for_each(|disk| bytes.extend(disk.0));
         bytes
@@ -479,19 +488,21 @@ impl NodeDescription {
     /// When it is not one.
     pub fn decode(payload: &[u8]) -> Result<NodeDescription, FrameError> {
         let malformed = |what| FrameError::Payload { kind: FrameKind::HelloAnswer, what };
-        if payload.len() < 16 {
+        if payload.len() < NODE_FIXED_BYTES {
             return Err(malformed("shorter than its fixed part"));
         }
         let (cores, disks) = (u16_at(payload, 10) as usize, u16_at(payload, 12) as usize);
         if cores == 0 || cores > NODE_CORES_MAX || disks > NODE_DISKS_MAX {
             return Err(malformed("no cores, or too many cores or disks"));
         }
-        exact(payload, 16 + cores * 2 + disks * 16, FrameKind::HelloAnswer)?;
-        let disks_at = 16 + cores * 2;
+        let (ports_at, disks_at) = (NODE_FIXED_BYTES, NODE_FIXED_BYTES + cores * 2);
+        exact(payload, disks_at + disks * 16, FrameKind::HelloAnswer)?;
         Ok(NodeDescription {
             boot: BootId(u64_at(payload, 0)),
             core: u16_at(payload, 8),
-            ports: (0..cores).map(|core| u16_at(payload, 16 + core * 2)).collect(),
+            shards: u32_at(payload, 16),
+            room_shards: u32_at(payload, 20),
+            ports: (0..cores).map(|core| u16_at(payload, ports_at + core * 2)).collect(),
             disks: (0..disks).map(|disk| DiskId(array_at(payload, disks_at + disk * 16))).collect(),
         })
     }
@@ -627,9 +638,12 @@ mod tests {
         let node = NodeDescription {
             boot: BootId(1),
             core: 1,
+            shards: 5,
+            room_shards: 70_000,
             ports: vec![4500, 4501],
             disks: vec![DiskId([3; 16])],
         };
+        assert_eq!(node.encode().len(), NODE_FIXED_BYTES + 2 * 2 + 16);
         assert_eq!(NodeDescription::decode(&node.encode()), Ok(node.clone()));
         assert!(NodeDescription::decode(&node.encode()[1..]).is_err());
     }

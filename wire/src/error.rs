@@ -90,6 +90,9 @@ codes! {
     /// Some records of a batch whose records are independent find no tokens; nothing was stored.
     /// The hint is the wait in microseconds until the first of them would; verdicts say which.
     PartlyThrottled = 30, "the shard's rate is used up for some of the records: send the others again";
+    /// The core's logs have as many extents as they can list; nothing was done. Another core may
+    /// have room.
+    TooManyShards = 31, "the core has no room for another shard: give the node more cores or another data directory; shards that ended keep their place";
 }
 
 impl fmt::Display for ErrorCode {
@@ -152,7 +155,7 @@ mod tests {
             assert_eq!(status_from_number(status_number(Err(*code))), Some(Err(*code)));
         }
         assert_eq!(ErrorCode::from_number(0), None);
-        assert_eq!(ErrorCode::from_number(31), None);
-        assert_eq!(ErrorCode::PartlyThrottled as u16, 30);
+        assert_eq!(ErrorCode::from_number(32), None);
+        assert_eq!(ErrorCode::TooManyShards as u16, 31);
     }
 }

@@ -81,6 +81,8 @@ impl<I: Io> Core<I> {
         let description = NodeDescription {
             boot: self.settings.boot,
             core: self.settings.core,
+            shards: u32::try_from(self.shards.count()).unwrap_or(u32::MAX),
+            room_shards: u32::try_from(self.room_shards()).unwrap_or(u32::MAX),
             ports: self.settings.ports.clone(),
             disks: self.settings.disks.clone(),
         };
@@ -117,7 +119,8 @@ impl<I: Io> Core<I> {
             return self.open_again(shard, open);
         }
         let log = self.log_for(&open.replicas, open.retention_class)?;
-        self.logs[log as usize].check_extents()?;
+        let full = |_| Refusal::from(ErrorCode::TooManyShards);
+        self.logs[log as usize].check_extents().map_err(full)?;
         let owner = self.placement.claim(id.shard, self.settings.core);
         if owner != self.settings.core {
             let port = self.settings.ports[owner as usize];

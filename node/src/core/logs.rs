@@ -30,25 +30,43 @@ impl<I: Io> Core<I> {
             .filter(|(_, log)| named == none || log.identity().disk == named)
             .map(|(place, _)| place)
             .collect();
-        let extents = |place: &u32| -> usize {
-            self.in_directory_of(*place).map(|log| self.logs[log as usize].extents().len()).sum()
+        let extents = |place: u32| -> usize {
+            self.in_directory_of(place).map(|log| self.logs[log as usize].extents().len()).sum()
         };
-        let works = |place: &u32| {
-            self.in_directory_of(*place).all(|log| self.logs[log as usize].failed().is_none())
+        // Extents differ in size: a log may be full of fewer than another has room for.
+        let is_full = |place: u32| {
+            let there = self.log_of_class(place, retention_class);
+            there.is_some_and(|log| self.logs[log as usize].check_extents().is_err())
         };
-        let place = on_disk.iter().copied().filter(works).min_by_key(extents);
+        let working = on_disk.iter().copied().filter(|place| self.works(*place));
+        let place = working.min_by_key(|place| (is_full(*place), extents(*place)));
         // A log may work after a restart; another disk never will be there.
         let why = if on_disk.is_empty() { ErrorCode::Conflict } else { ErrorCode::LogFailed };
         let place = place.ok_or_else(|| Refusal::from(why))?;
         Ok(self.log_beside(place, retention_class))
     }
 
+    /// How many new shards of class 0 can be opened now.
+    pub(super) fn room_shards(&self) -> u64 {
+        let logs = (0..).zip(&self.logs).filter(|(_, log)| log.identity().retention_class == 0);
+        logs.filter(|(place, _)| self.works(*place)).map(|(_, log)| log.extents_room()).sum()
+    }
+
+    /// Whether all logs in the directory of this one do.
+    fn works(&self, place: u32) -> bool {
+        self.in_directory_of(place).all(|log| self.logs[log as usize].failed().is_none())
+    }
+
     /// The log of this class in the directory of another; a new one if it has none.
     pub(super) fn log_beside(&mut self, place: u32, retention_class: u8) -> u32 {
+        let there = self.log_of_class(place, retention_class);
+        there.unwrap_or_else(|| self.add_log(place, retention_class))
+    }
+
+    fn log_of_class(&self, place: u32, retention_class: u8) -> Option<u32> {
         let is_of_class =
             |log: &u32| self.logs[*log as usize].identity().retention_class == retention_class;
-        let there = self.in_directory_of(place).find(is_of_class);
-        there.unwrap_or_else(|| self.add_log(place, retention_class))
+        self.in_directory_of(place).find(is_of_class)
     }
 
     fn add_log(&mut self, beside: u32, retention_class: u8) -> u32 {

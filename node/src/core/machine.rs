@@ -247,6 +247,7 @@ impl<I: Io> Core<I> {
             subscriptions: self.subscriptions.count() as u64,
             shards: self.shards.count() as u64,
             limited_shards: self.shards.limited_count() as u64,
+            room_shards: self.room_shards(),
             produces_open: self.produces.len() as u64,
             fetches_open: self.fetches.len() as u64,
             uncommitted_bytes: self.accounts.in_flight_bytes(),

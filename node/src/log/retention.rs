@@ -10,7 +10,7 @@ use std::collections::{HashMap, VecDeque};
 use thalweg_wire::codec::{put, u64_at};
 use thalweg_wire::ids::{Lsn, Offset};
 
-use super::extent::{EXTENT_TRIM_BYTES, ExtentTrim, MalformedRecord};
+use super::extent::{EXTENT_TRIM_BYTES, ExtentTrim, MalformedRecord, RECORD_FIXED_BYTES};
 use super::format::FrameKind;
 use super::segments::{AppendRefusal, Extent, FreeSegment, Log, Run, SNAPSHOT_FRAME_BYTES};
 use crate::io::{FileId, Io};
@@ -198,6 +198,12 @@ impl Log {
     pub fn forget_extent(&mut self, number: u32) -> bool {
         let gone = is_gone(self.extent(number));
         if gone {
+            if !self.is_archived(self.extent(number)) {
+                // It is not in the next snapshot. What was counted of its producers counts on
+                // until then.
+                let one_bytes = RECORD_FIXED_BYTES as u64;
+                self.snapshot_bytes = self.snapshot_bytes.saturating_sub(one_bytes);
+            }
             self.unarchive(number);
             self.extents.remove(&number);
         }

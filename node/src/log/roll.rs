@@ -5,7 +5,7 @@ use thalweg_wire::ids::Lsn;
 use thalweg_wire::limits::BODY_BYTES_MAX;
 
 use super::archive::record_frames;
-use super::extent::RECORD_BYTES_MAX;
+use super::extent::{RECORD_BYTES_MAX, RECORD_FIXED_BYTES};
 use super::footer::{Trailer, encode_footer};
 use super::format::{
     FrameKind, SEGMENT_HEADER_BYTES, SegmentHeader, SegmentOrigin, padded_frame_bytes,
@@ -35,6 +35,13 @@ const fn snapshot_bytes_max(segment_bytes: u64) -> u64 {
     segment_bytes - if share > rest { share } else { rest }
 }
 
+/// How much of a segment the extents may take when another shard's is opened. What is there may
+/// grow by its producers, and a restart opens each extent anew before what has ended is archived:
+/// hence three tenths of what a segment could take.
+const fn extents_bytes_max(segment_bytes: u64) -> u64 {
+    snapshot_bytes_max(segment_bytes) / 10 * 3
+}
+
 impl Log {
     /// Leaves the open segment for the next: footer, then header and snapshot of the next.
     ///
@@ -57,15 +64,24 @@ impl Log {
         self.begin_segment(io)
     }
 
-    /// Whether the log has room for another extent's record in its snapshots. What is there may
-    /// grow by its producers, and a restart opens each extent anew before what has ended is
-    /// archived: hence three tenths of what a segment could take.
+    /// Whether the log has room for another extent's record in its snapshots.
     ///
     /// # Errors
     /// [`AppendRefusal::ManyExtents`].
     pub fn check_extents(&self) -> Result<(), AppendRefusal> {
-        let full = self.snapshot_bytes > snapshot_bytes_max(self.identity.segment_bytes) / 10 * 3;
+        let full = self.snapshot_bytes > extents_bytes_max(self.identity.segment_bytes);
         if full { Err(AppendRefusal::ManyExtents) } else { Ok(()) }
+    }
+
+    /// How many more extents of new shards [`Log::check_extents`] lets in.
+    #[must_use]
+    pub fn extents_room(&self) -> u64 {
+        let bytes_max = extents_bytes_max(self.identity.segment_bytes);
+        let one_bytes = RECORD_FIXED_BYTES as u64;
+        // The least snapshot has its count: that of the first segment, when there is none yet.
+        let listed_bytes = self.snapshot_bytes.max(std::mem::size_of::<u64>() as u64);
+        // The last one may begin at the limit.
+        bytes_max.checked_sub(listed_bytes).map_or(0, |free| free / one_bytes + 1)
     }
 
     fn seal_open(&mut self, io: &mut impl Io) -> Result<(), AppendRefusal> {
