@@ -19,6 +19,7 @@ use super::record::{
     ConsumerRecord, ConsumerStatus, RecordError, RecordKey, STREAMS_PREFIX, ShardRecord,
     StreamName, StreamRecord, decode_record, shard_id,
 };
+use super::room::shards_to_make;
 use super::store::{
     Change, ChangeSet, Entry, ReadError, Revision, Store, Watch, WatchError, snapshot,
 };
@@ -212,6 +213,30 @@ pub enum CatalogError {
     Record(#[from] RecordError),
 }
 
+/// Streams that have work, see [`Stream::has_work`].
+#[derive(Debug, Default)]
+struct AtWork {
+    /// Each with the shards that it is to get, those among them that are open already.
+    streams: BTreeMap<StreamName, (Arc<Stream>, u64)>,
+    /// Their sum.
+    shards_to_make: u64,
+}
+
+impl AtWork {
+    fn remove(&mut self, name: &StreamName) {
+        if let Some((_, shards)) = self.streams.remove(name) {
+            self.shards_to_make -= shards;
+        }
+    }
+
+    fn put(&mut self, name: &StreamName, stream: Arc<Stream>) {
+        self.remove(name);
+        let shards = shards_to_make(&stream, |_| false);
+        self.streams.insert(name.clone(), (stream, shards));
+        self.shards_to_make += shards;
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Catalog {
@@ -220,8 +245,7 @@ pub struct Catalog {
     /// For listings.
     names: RwLock<BTreeSet<StreamName>>,
     usage: UsageSums,
-    /// Streams that have work, see [`Stream::has_work`].
-    at_work: RwLock<BTreeMap<StreamName, Arc<Stream>>>,
+    at_work: RwLock<AtWork>,
     revision: watch::Sender<Revision>,
     /// Counts changes of streams that have something to become of them.
     intents: watch::Sender<u64>,
@@ -303,7 +327,14 @@ impl Catalog {
     /// Streams of which, or of whose consumers, something is to become; in the order of their names.
     #[must_use]
     pub fn streams_at_work(&self) -> Vec<Arc<Stream>> {
-        self.at_work.read().expect("nobody panics with it").values().cloned().collect()
+        let at_work = self.at_work.read().expect("nobody panics with it");
+        at_work.streams.values().map(|(stream, _)| stream.clone()).collect()
+    }
+
+    /// How many shards those are to get, with the ones of these that are open already.
+    #[must_use]
+    pub fn shards_to_make(&self) -> u64 {
+        self.at_work.read().expect("nobody panics with it").shards_to_make
     }
 
     /// What an account has in a region, by all revisions that are seen: see [`Catalog::wait_for`].
@@ -415,13 +446,11 @@ impl Catalog {
         let mut at_work = self.at_work.write().expect("nobody panics with it");
         match stream {
             Some(stream) => {
-                at_work.insert(name.clone(), stream);
+                at_work.put(name, stream);
                 drop(at_work);
                 self.look_again();
             }
-            None => {
-                at_work.remove(name);
-            }
+            None => at_work.remove(name),
         }
     }
 }
@@ -610,12 +639,13 @@ mod tests {
     #[track_caller]
     fn assert_kept_up(catalog: &Catalog) {
         let mut counted = BTreeMap::<(String, String), Usage>::new();
-        let mut at_work = BTreeSet::new();
+        let (mut at_work, mut to_make) = (BTreeSet::new(), 0);
         for stream in catalog.streams() {
             let account = (stream.name.account_id.clone(), stream.name.region.clone());
             *counted.entry(account).or_default() += Usage::of_stream(&stream);
             if stream.has_work() {
                 at_work.insert(stream.name.clone());
+                to_make += shards_to_make(&stream, |_| false);
             }
         }
         for number in 0..4 {
@@ -630,6 +660,7 @@ mod tests {
         };
         assert!(kept.iter().all(is_latest), "as they are now");
         assert!(kept.iter().map(|stream| &stream.name).eq(&at_work));
+        assert_eq!(catalog.shards_to_make(), to_make);
     }
 
     proptest! {

@@ -9,6 +9,7 @@ pub mod reconciler;
 pub mod record;
 pub mod reshard;
 pub mod retention;
+pub mod room;
 pub mod store;
 pub mod timer;
 pub mod usage;

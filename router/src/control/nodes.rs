@@ -7,11 +7,12 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use futures_util::future::try_join_all;
 use thalweg_wire::control::{
     ControlAnswer, DescribeRequest, ExtentState, FenceExtent, NodeDescription, OpenExtent,
     SHARD_DESCRIPTION_BYTES, SealExtent, ShardDescription, TrimShard,
@@ -31,6 +32,11 @@ const REPEAT_AFTER: Duration = Duration::from_millis(5);
 const REPEAT_AFTER_MAX: Duration = Duration::from_millis(200);
 /// A shard is looked up again at most once in so long.
 const LOOK_UP_AGAIN: Duration = Duration::from_millis(20);
+/// How long a node may take to tell its room for shards: whoever creates a stream waits for it.
+const ROOM_TIMEOUT: Duration = Duration::from_millis(500);
+/// How old what it told may be, and how long it is not asked again when it did not tell.
+const ROOM_AGE_MAX: Duration = Duration::from_millis(100);
+const ROOM_PAUSE: Duration = Duration::from_secs(1);
 
 /// Why a node did not do what it was told.
 #[derive(Clone, Debug, Error)]
@@ -56,6 +62,15 @@ pub enum NodeError {
         /// What is wrong with it.
         source: FrameError,
     },
+    /// None of its cores has room for another shard.
+    #[error(
+        "the node at {address} has no room for another shard: give it more cores or another data \
+         directory; it goes on by itself then (docs/operations.md, Shards)"
+    )]
+    Full {
+        /// Where the node was looked for.
+        address: SocketAddr,
+    },
     /// It has no such shard.
     #[error("the node at {address} has no {shard}: was its data directory exchanged?")]
     NoShard {
@@ -71,7 +86,7 @@ impl NodeError {
     #[must_use]
     pub fn may_pass(&self) -> bool {
         match self {
-            NodeError::Link(_) => true,
+            NodeError::Link(_) | NodeError::Full { .. } => true,
             NodeError::Refused { refusal, .. } => matches!(
                 refusal.code,
                 ErrorCode::Overloaded
@@ -121,6 +136,52 @@ pub struct Node {
     looked_up: Mutex<HashMap<ShardId, Instant>>,
     /// Deals new shards out to the cores.
     next_core: AtomicUsize,
+    /// New shards whose opening was begun here, and those of which it has ended, well or not.
+    openings: (AtomicU64, AtomicU64),
+    /// The room for shards that it told last.
+    told_room: Mutex<Option<ToldRoom>>,
+}
+
+/// New shards whose opening was begun, and of which it has ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Openings {
+    begun: u64,
+    ended: u64,
+}
+
+impl Openings {
+    /// Shards that are being opened.
+    #[must_use]
+    pub fn under_way(self) -> u64 {
+        self.begun - self.ended
+    }
+}
+
+/// Counts an opening as ended, also one that is given up before its end.
+struct Opening<'a>(&'a AtomicU64);
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// What a node told of its room.
+#[derive(Clone, Debug)]
+struct ToldRoom {
+    asked: Instant,
+    /// Openings that were begun before it was asked.
+    begun: u64,
+    room: Result<u64, NodeError>,
+}
+
+impl ToldRoom {
+    /// What is left of it when so many openings were begun; none when it is too old.
+    fn left(&self, now: Instant, begun: u64) -> Option<Result<u64, NodeError>> {
+        let age_max = if self.room.is_ok() { ROOM_AGE_MAX } else { ROOM_PAUSE };
+        let left = self.room.clone().map(|room| room.saturating_sub(begun - self.begun));
+        (now < self.asked + age_max).then_some(left)
+    }
 }
 
 impl Node {
@@ -134,6 +195,8 @@ impl Node {
             locations: papaya::HashMap::new(),
             looked_up: Mutex::default(),
             next_core: AtomicUsize::new(0),
+            openings: Default::default(),
+            told_room: Mutex::default(),
         })
     }
 
@@ -181,6 +244,48 @@ impl Node {
         self.locations.pin().get(&shard).copied()
     }
 
+    /// How many new shards its cores can open, as they say now.
+    ///
+    /// # Errors
+    /// [`NodeError`].
+    pub async fn room_now(&self) -> Result<u64, NodeError> {
+        let (asked, begun) = (Instant::now(), self.openings().begun);
+        let room = self.ask_room().await;
+        let told = ToldRoom { asked, begun, room: room.clone() };
+        *self.told_room.lock().expect("nobody panics with it") = Some(told);
+        room
+    }
+
+    /// The same as they said a moment ago, less all that were opened since.
+    ///
+    /// # Errors
+    /// [`NodeError`].
+    pub async fn recent_room(&self) -> Result<u64, NodeError> {
+        let begun = self.openings().begun;
+        let told = self.told_room.lock().expect("nobody panics with it").clone();
+        match told.and_then(|told| told.left(Instant::now(), begun)) {
+            Some(left) => left,
+            None => self.room_now().await,
+        }
+    }
+
+    async fn ask_room(&self) -> Result<u64, NodeError> {
+        let first = self.ask(self.address, ROOM_TIMEOUT).await?;
+        let others = (0..).zip(&first.ports).filter(|(core, _)| *core != first.core);
+        let others = others
+            .map(|(_, port)| self.ask(SocketAddr::new(self.address.ip(), *port), ROOM_TIMEOUT));
+        let others = try_join_all(others).await?;
+        Ok([first].iter().chain(&others).map(|core| u64::from(core.room_shards)).sum())
+    }
+
+    /// New shards that were and are being opened.
+    #[must_use]
+    pub fn openings(&self) -> Openings {
+        // In this order none has ended that was not begun.
+        let ended = self.openings.1.load(Ordering::SeqCst);
+        Openings { begun: self.openings.0.load(Ordering::SeqCst), ended }
+    }
+
     /// Opens a new shard's first extent on one of the cores, or its next where it is. The same
     /// again does nothing.
     ///
@@ -188,19 +293,46 @@ impl Node {
     /// [`NodeError`].
     pub async fn open(&self, open: &OpenExtent) -> Result<(), NodeError> {
         let shard = open.extent.shard;
-        let address = match self.location(shard) {
+        match self.location(shard) {
             // It was opened before; the node's later starts gave it later epochs.
             Some(location) if location.epoch >= open.extent.epoch => return Ok(()),
-            Some(location) => location.address,
-            None => match self.look_up(shard).await? {
-                Some(_) => return Ok(()),
-                None => self.core_for_new().await?,
-            },
-        };
-        self.command(address, FrameKind::OpenExtent, &open.encode()).await?;
-        let location = Location { address, epoch: open.extent.epoch, state: ExtentState::Open };
-        self.locations.pin().insert(shard, location);
+            Some(location) => {
+                let address = location.address;
+                self.command(address, FrameKind::OpenExtent, &open.encode()).await?;
+                self.note_open(open, address);
+            }
+            None => {
+                if self.look_up(shard).await?.is_none() {
+                    self.open_new(open).await?;
+                }
+            }
+        }
         Ok(())
+    }
+
+    /// Opens a new shard on the next core in turn that has room for it.
+    async fn open_new(&self, open: &OpenExtent) -> Result<(), NodeError> {
+        let cores = self.cores().await?;
+        self.openings.0.fetch_add(1, Ordering::SeqCst);
+        let _opening = Opening(&self.openings.1);
+        let first = self.next_core.fetch_add(1, Ordering::Relaxed) % cores.len();
+        for core in cores[first..].iter().chain(&cores[..first]) {
+            match self.command(*core, FrameKind::OpenExtent, &open.encode()).await {
+                Err(NodeError::Refused { refusal, .. })
+                    if refusal.code == ErrorCode::TooManyShards => {}
+                Err(error) => return Err(error),
+                Ok(_) => {
+                    self.note_open(open, *core);
+                    return Ok(());
+                }
+            }
+        }
+        Err(NodeError::Full { address: self.address })
+    }
+
+    fn note_open(&self, open: &OpenExtent, address: SocketAddr) {
+        let location = Location { address, epoch: open.extent.epoch, state: ExtentState::Open };
+        self.locations.pin().insert(open.extent.shard, location);
     }
 
     /// Ends a shard: it takes no records any more. Answers the offset after its last one; the same
@@ -306,11 +438,6 @@ impl Node {
         self.learn_start().await
     }
 
-    async fn core_for_new(&self) -> Result<SocketAddr, NodeError> {
-        let cores = self.cores().await?;
-        Ok(cores[self.next_core.fetch_add(1, Ordering::Relaxed) % cores.len()])
-    }
-
     /// Asks the node who it is now.
     async fn learn_start(&self) -> Result<Vec<SocketAddr>, NodeError> {
         let start = self.hello().await?;
@@ -324,12 +451,17 @@ impl Node {
     }
 
     async fn hello(&self) -> Result<Start, NodeError> {
-        let request = Request::small(FrameKind::Hello, &[], COMMAND_TIMEOUT);
-        let answer = self.link(self.address).request(request).await?;
-        let description = NodeDescription::decode(&answer.payload)
-            .map_err(|source| NodeError::Answer { address: self.address, source })?;
+        let description = self.ask(self.address, COMMAND_TIMEOUT).await?;
         let cores = description.ports.iter().map(|port| SocketAddr::new(self.address.ip(), *port));
         Ok(Start { boot: description.boot, cores: cores.collect() })
+    }
+
+    /// Asks a core who it is.
+    async fn ask(&self, core: SocketAddr, timeout: Duration) -> Result<NodeDescription, NodeError> {
+        let request = Request::small(FrameKind::Hello, &[], timeout);
+        let answer = self.link(core).request(request).await?;
+        NodeDescription::decode(&answer.payload)
+            .map_err(|source| NodeError::Answer { address: core, source })
     }
 
     async fn describe(

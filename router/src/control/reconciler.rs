@@ -13,6 +13,7 @@ use thalweg_wire::control::{OpenExtent, ShardLimits};
 use thalweg_wire::hash_range::HashRange;
 use thalweg_wire::ids::{Epoch, ExtentId, Offset};
 use thiserror::Error;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::NowMs;
 use super::catalog::{Catalog, Stream};
@@ -62,6 +63,8 @@ pub struct Reconciler<S: Store> {
     settings: ShardSettings,
     /// Streams that are being worked on, by incarnation.
     at_work: Mutex<HashSet<u64>>,
+    /// Who makes steps has one; who waits to make one again does not.
+    permits: Arc<Semaphore>,
 }
 
 impl<S: Store + Clone> Reconciler<S> {
@@ -74,27 +77,26 @@ impl<S: Store + Clone> Reconciler<S> {
         now_ms: NowMs,
         settings: ShardSettings,
     ) -> Arc<Reconciler<S>> {
-        Arc::new(Reconciler { store, catalog, node, now_ms, settings, at_work: Mutex::default() })
+        let (at_work, permits) = (Mutex::default(), Arc::new(Semaphore::new(STREAMS_MAX)));
+        Arc::new(Reconciler { store, catalog, node, now_ms, settings, at_work, permits })
     }
 
     /// Works until it is dropped.
     pub async fn run(self: Arc<Self>) {
         let mut intents = self.catalog.intents();
-        let permits = Arc::new(tokio::sync::Semaphore::new(STREAMS_MAX));
         loop {
             intents.mark_unchanged();
             for stream in self.catalog.streams_at_work() {
                 if !self.take_up(stream.record.id) {
                     continue;
                 }
-                let permit = permits.clone().acquire_owned().await.expect("it is never closed");
+                let permit = self.permit().await;
                 let this = self.clone();
                 tokio::spawn(async move {
-                    this.settle(&stream).await;
+                    this.settle(&stream, permit).await;
                     this.at_work().remove(&stream.record.id);
                     // What came while it was being left is seen by another look.
                     this.catalog.look_again();
-                    drop(permit);
                 });
             }
             if intents.changed().await.is_err() {
@@ -111,9 +113,13 @@ impl<S: Store + Clone> Reconciler<S> {
         self.at_work().insert(id)
     }
 
+    async fn permit(&self) -> OwnedSemaphorePermit {
+        self.permits.clone().acquire_owned().await.expect("it is never closed")
+    }
+
     /// Works on a stream until nothing is left to do.
-    async fn settle(&self, stream: &Stream) {
-        let mut pause = RETRY.0;
+    async fn settle(&self, stream: &Stream, mut permit: OwnedSemaphorePermit) {
+        let (mut pause, mut is_told) = (RETRY.0, false);
         loop {
             let Some(now) = self.catalog.stream(&stream.name) else { return };
             if now.record.id != stream.record.id || !now.has_work() {
@@ -125,11 +131,22 @@ impl<S: Store + Clone> Reconciler<S> {
                     pause = RETRY.0;
                 }
                 Err(error) => {
-                    if !matches!(error, StepError::Commit(CommitError::Conflict(_))) {
-                        tracing::warn!(stream = %stream.name, %error, "a stream waits");
+                    match error {
+                        StepError::Commit(CommitError::Conflict(_)) => {}
+                        // Somebody has to give it room, and is told once.
+                        StepError::Node(NodeError::Full { .. }) if is_told => {
+                            tracing::debug!(stream = %stream.name, %error, "a stream still waits");
+                        }
+                        error => {
+                            is_told |= matches!(error, StepError::Node(NodeError::Full { .. }));
+                            tracing::warn!(stream = %stream.name, %error, "a stream waits");
+                        }
                     }
+                    // Others go on meanwhile.
+                    drop(permit);
                     tokio::time::sleep(pause).await;
                     pause = (pause * 2).min(RETRY.1);
+                    permit = self.permit().await;
                 }
             }
         }

@@ -102,6 +102,14 @@ pub fn open_on_the_way(open: &[(u32, HashRange)], target: u32) -> u32 {
     open.len() as u32 + Boundaries::compare(open, target).missing.len() as u32
 }
 
+/// How many shards are made, short-lived ones among them, on the way from these to so many.
+#[must_use]
+pub fn made_on_the_way(open: &[(u32, HashRange)], target: u32) -> u32 {
+    let Boundaries { missing, excess } = Boundaries::compare(open, target);
+    let merges = excess.iter().filter(|excess| **excess).count();
+    2 * missing.len() as u32 + merges as u32
+}
+
 /// Steps to be made together next, each of other shards; none at the goal.
 fn next_steps(open: &[(u32, HashRange)], resize: Resize, next_shard: u32) -> Vec<ReshardStep> {
     let boundaries = Boundaries::compare(open, resize.target);
@@ -320,9 +328,7 @@ mod tests {
             let way = go(&open, target, open_max);
             assert_equal_ranges(&way.open, target);
             assert!(way.open_max <= open_max);
-            let fewest = Boundaries::compare(&open, target);
-            let merges = fewest.excess.iter().filter(|excess| **excess).count();
-            prop_assert_eq!(way.made as usize, 2 * fewest.missing.len() + merges);
+            prop_assert_eq!(way.made, made_on_the_way(&open, target));
         }
     }
 

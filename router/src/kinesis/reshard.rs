@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use thalweg_wire::hash_range::{HashKey, HashRange};
 
 use super::error::ApiError;
-use super::quota::check_stream_shards;
+use super::quota::{Quota, check_stream_shards};
 use super::service::{Call, Service, not_active, read};
 use super::shards::shard_of;
 use crate::control::catalog::Stream;
@@ -15,7 +15,7 @@ use crate::control::record::{
     encode_record, shard_name,
 };
 use crate::control::reshard::{
-    are_adjacent, merge, open_on_the_way, open_ranges, resized, split, with_steps,
+    are_adjacent, made_on_the_way, merge, open_on_the_way, open_ranges, resized, split, with_steps,
 };
 use crate::control::store::{Expectation, Store, Transaction};
 use crate::control::usage::Usage;
@@ -75,15 +75,16 @@ impl<S: Store + Clone> Service<S> {
     async fn split_shard(&self, call: &Call, input: SplitInput) -> Result<(), ApiError> {
         let (name, arn) = (input.stream_name.as_deref(), input.stream_arn.as_deref());
         let stream = self.authorized_stream(call, name, arn)?;
-        self.change_in_quota(&stream.name, |stream, usage| {
+        self.change_in_quota(&stream.name, |stream, quota| {
             check_mode(stream)?;
             let (index, shard) = shard_of(stream, &input.shard_to_split, call.now_ms)?;
             check_stream_shards(&stream.name, stream.open_shards().len() as u64 + 1)?;
-            self.check_shard_quota(&stream.name, usage, 1)?;
+            self.check_shard_quota(&stream.name, &quota.usage, 1)?;
             let at = check_split(stream, index, shard, &input.new_starting_hash_key)?;
             check_open(stream, index, shard)?;
             check_active(stream)?;
             let step = split(index, shard.range, at, stream.record.next_shard);
+            quota.check_room(&stream.name, step.children.len() as u64)?;
             Ok(with_steps(&stream.record, vec![step], None))
         })
         .await
@@ -92,7 +93,7 @@ impl<S: Store + Clone> Service<S> {
     async fn merge_shards(&self, call: &Call, input: MergeInput) -> Result<(), ApiError> {
         let (name, arn) = (input.stream_name.as_deref(), input.stream_arn.as_deref());
         let stream = self.authorized_stream(call, name, arn)?;
-        self.change_stream(&stream.name, |stream| {
+        self.change_in_quota(&stream.name, |stream, quota| {
             check_mode(stream)?;
             let first = shard_of(stream, &input.shard_to_merge, call.now_ms)?;
             let second = shard_of(stream, &input.adjacent_shard_to_merge, call.now_ms)?;
@@ -112,6 +113,7 @@ impl<S: Store + Clone> Service<S> {
             check_active(stream)?;
             let pair = [first, second].map(|(index, shard)| (index, shard.range));
             let step = merge(pair[0], pair[1], stream.record.next_shard);
+            quota.check_room(&stream.name, step.children.len() as u64)?;
             Ok(with_steps(&stream.record, vec![step], None))
         })
         .await
@@ -123,7 +125,7 @@ impl<S: Store + Clone> Service<S> {
         let target = input.target_shard_count;
         check_stream_shards(&stream.name, u64::from(target))?;
         let mut current = 0;
-        self.change_in_quota(&stream.name, |stream, usage| {
+        self.change_in_quota(&stream.name, |stream, quota| {
             check_mode(stream)?;
             check_active(stream)?;
             let open = open_ranges(stream);
@@ -133,10 +135,11 @@ impl<S: Store + Clone> Service<S> {
             if self.settings.limits {
                 check_resize(&stream.name, current, target, resized_ms.len())?;
                 let more = u64::from(target.saturating_sub(current));
-                self.check_shard_quota(&stream.name, usage, more)?;
+                self.check_shard_quota(&stream.name, &quota.usage, more)?;
             }
+            quota.check_room(&stream.name, u64::from(made_on_the_way(&open, target)))?;
             resized_ms.push(call.now_ms);
-            let resize = Resize { target, open_max: self.open_max(&open, target, usage) };
+            let resize = Resize { target, open_max: self.open_max(&open, target, &quota.usage) };
             let record = resized(&stream.record, &open, resize);
             Ok(StreamRecord { resized_ms, ..record })
         })
@@ -162,16 +165,17 @@ impl<S: Store + Clone> Service<S> {
         wanted.min(u32::try_from(room).unwrap_or(u32::MAX)).max(least)
     }
 
-    /// Changes a stream's record where that may use up the account's quota of shards.
+    /// Changes a stream's record where that may use up the account's quota of shards, or the node's
+    /// room for them.
     async fn change_in_quota(
         &self,
         name: &StreamName,
-        mut change: impl FnMut(&Stream, &Usage) -> Result<StreamRecord, ApiError>,
+        mut change: impl FnMut(&Stream, &Quota) -> Result<StreamRecord, ApiError>,
     ) -> Result<(), ApiError> {
         let key = RecordKey::Stream(name.clone()).encode();
-        self.commit_in_quota(name, |usage| {
+        self.commit_in_quota(name, |quota| {
             let stream = self.stream(name)?;
-            let record = change(&stream, usage)?;
+            let record = change(&stream, quota)?;
             let unchanged = Expectation::ModRevision(stream.mod_revision);
             let transaction = Transaction::new().expect(key.clone(), unchanged);
             Ok(Some(transaction.put(key.clone(), encode_record(&record))))

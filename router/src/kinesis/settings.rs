@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::error::{ApiError, ErrorKind};
-use super::quota::check_stream_shards;
+use super::quota::{Quota, check_stream_shards};
 use super::service::{Call, Service, not_active, not_found, read};
 use super::streams::{
     DistributionStrategy, ON_DEMAND_SHARDS, StreamModeDetails, not_distributed, warm_shards,
@@ -24,9 +24,8 @@ use crate::control::catalog::Stream;
 use crate::control::record::{
     Encryption, Intent, RecordKey, Resize, StreamMode, StreamRecord, StreamStatus, encode_record,
 };
-use crate::control::reshard::{open_ranges, resized};
+use crate::control::reshard::{made_on_the_way, open_ranges, resized};
 use crate::control::store::{Expectation, Store, Transaction};
-use crate::control::usage::Usage;
 
 /// The operations of this file.
 pub(super) const OPERATIONS: &[&str] = &[
@@ -320,13 +319,13 @@ impl<S: Store + Clone> Service<S> {
             }
             self.check_warm_throughput(call, &found.name, mibps).await?;
         }
-        self.commit_in_quota(&found.name, |usage| {
+        self.commit_in_quota(&found.name, |quota| {
             let stream = self.stream(&found.name)?;
             check_same(&found, &stream)?;
             let record = updated(&stream, |stream, record| {
                 if record.mode != mode {
                     if mode == StreamMode::OnDemand {
-                        self.check_on_demand_quota(&stream.name, usage)?;
+                        self.check_on_demand_quota(&stream.name, &quota.usage)?;
                     }
                     self.note_change(&mut record.mode_changed_ms, call, MODE_CHANGES_MAX, || {
                         format!("The mode of the stream {} can be changed", stream.name.name)
@@ -336,7 +335,7 @@ impl<S: Store + Clone> Service<S> {
                 match mode {
                     StreamMode::OnDemand => {
                         if let Some(mibps) = request.warm_mibps {
-                            self.warm(stream, record, usage, mibps)?;
+                            self.warm(stream, record, quota, mibps)?;
                         }
                     }
                     // What only the other mode has goes with it.
@@ -369,14 +368,14 @@ impl<S: Store + Clone> Service<S> {
         }
         self.check_warm_throughput(call, &found.name, request.warm_mibps).await?;
         let mut view = Value::Null;
-        self.commit_in_quota(&found.name, |usage| {
+        self.commit_in_quota(&found.name, |quota| {
             let stream = self.stream(&found.name)?;
             check_same(&found, &stream)?;
             let record = updated(&stream, |stream, record| {
                 if record.mode == StreamMode::Provisioned {
                     return Err(not_active(stream));
                 }
-                self.warm(stream, record, usage, request.warm_mibps)
+                self.warm(stream, record, quota, request.warm_mibps)
             })?;
             view = warm_throughput_view(&record, &stream);
             Ok(replacement(&stream, &record))
@@ -395,16 +394,17 @@ impl<S: Store + Clone> Service<S> {
         &self,
         stream: &Stream,
         record: &mut StreamRecord,
-        usage: &Usage,
+        quota: &Quota,
         mibps: u32,
     ) -> Result<(), ApiError> {
         let open = open_ranges(stream);
         let target = warm_shards(mibps).max(ON_DEMAND_SHARDS);
         check_stream_shards(&stream.name, u64::from(target))?;
         let more = u64::from(target).saturating_sub(open.len() as u64);
-        self.check_shard_quota(&stream.name, usage, more)?;
+        self.check_shard_quota(&stream.name, &quota.usage, more)?;
+        quota.check_room(&stream.name, u64::from(made_on_the_way(&open, target)))?;
         record.warm_mibps = Some(mibps);
-        let resize = Resize { target, open_max: self.open_max(&open, target, usage) };
+        let resize = Resize { target, open_max: self.open_max(&open, target, &quota.usage) };
         *record = resized(record, &open, resize);
         Ok(())
     }

@@ -169,7 +169,8 @@ impl<S: Store + Clone> Service<S> {
         }
         let key = RecordKey::Stream(name.clone()).encode();
         let record = request.record(call.now_ms, new_identity(&self.ground.catalog)?, shards);
-        self.commit_in_quota(&name, |usage| {
+        self.commit_in_quota(&name, |quota| {
+            let usage = &quota.usage;
             if self.ground.catalog.stream(&name).is_some() {
                 return Err(ApiError::resource_in_use(format!(
                     "Stream {} under account {} already exists.",
@@ -181,6 +182,7 @@ impl<S: Store + Clone> Service<S> {
                 self.check_on_demand_quota(&name, usage)?;
             }
             self.check_shard_quota(&name, usage, u64::from(shards))?;
+            quota.check_room(&name, u64::from(shards))?;
             let transaction = Transaction::new()
                 .expect(key.clone(), Expectation::Absent)
                 .put(key.clone(), encode_record(&record));

@@ -47,6 +47,8 @@ pub(crate) struct RouterOptions {
     /// The credentials file's text; without, everybody is let in as [`ACCOUNT`]'s root user.
     pub(crate) credentials: Option<String>,
     pub(crate) cores: usize,
+    /// Of the node's logs: how many shards a core has room for follows from it.
+    pub(crate) segment_bytes: u64,
     /// Whether intents are brought about; without, streams stay as they were recorded.
     pub(crate) reconciles: bool,
 }
@@ -59,6 +61,7 @@ impl Default for RouterOptions {
             shard_limits: Some(ShardLimits::KINESIS),
             credentials: None,
             cores: 1,
+            segment_bytes: 32 << 20,
             reconciles: true,
         }
     }
@@ -101,7 +104,7 @@ impl TestRouter {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             cores: options.cores,
             memory_bytes: options.cores as u64 * (96 << 20),
-            segment_bytes: 32 << 20,
+            segment_bytes: options.segment_bytes,
             prefill_bytes: 0,
             ..NodeConfig::default()
         })
@@ -211,6 +214,11 @@ impl TestRouter {
 
     pub(crate) fn node(&self) -> &Node {
         self.node.as_ref().expect("it runs until the end")
+    }
+
+    /// Ends the node alone: the router cannot ask it any more.
+    pub(crate) fn stop_node(&mut self) {
+        self.node.take().expect("it runs").stop();
     }
 
     /// Moves the router's clock on. The node's stays as it is.
