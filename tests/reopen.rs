@@ -150,7 +150,7 @@ fn a_log_takes_no_more_extents_than_it_can_start_with() {
     let disks = [dir.path().to_path_buf()];
     let node = start(&disks, 1);
     let (shards, room) = shards_and_room(&node);
-    assert!(shards == 0 && room > 10_000, "{shards} shards and room for {room}");
+    assert!(shards == 0 && room > 5_000, "{shards} shards and room for {room}");
     let some: Vec<_> = (0..4000).map(|index| open(index, room, None)).collect();
     let mut admin = Admin::connect(node.addresses()[0], PATIENCE).expect("it serves");
     admin.open_extents(&some).expect("there is room");

@@ -90,7 +90,7 @@ async fn a_stream_beyond_the_nodes_room_is_refused_at_once() {
     let directory = router.stop().await;
     let options = RouterOptions { cores: 2, ..small() };
     let router = TestRouter::start_in(directory, options).await;
-    assert!(room(&router).await > 10_000);
+    assert!(room(&router).await > 5_000);
     router.create_stream("third", 40).await;
 }
 
