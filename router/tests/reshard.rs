@@ -252,6 +252,44 @@ async fn what_cannot_be_split_or_merged_is_told_so() {
     }
 }
 
+/// While a stream is being made, SplitShard and MergeShards said that its shards are not there, and
+/// clients gave up; the API has ResourceInUseException for that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shards_of_a_stream_that_comes_or_goes_are_not_looked_for() {
+    let options = RouterOptions { reconciles: false, ..RouterOptions::default() };
+    let router = TestRouter::start_with(options).await;
+    let client = router.client();
+    let split = json!({ "StreamName": "s", "ShardToSplit": "0", "NewStartingHashKey": "1000000" });
+    let merge = json!({ "StreamName": "s", "ShardToMerge": "0", "AdjacentShardToMerge": "1" });
+    client.call("CreateStream", json!({ "StreamName": "s", "ShardCount": 2 })).await;
+    for state in ["CREATING", "DELETING"] {
+        for (operation, input) in [("SplitShard", &split), ("MergeShards", &merge)] {
+            let message = client.fail(operation, input.clone(), IN_USE).await;
+            assert_eq!(
+                message,
+                format!("Stream s under account 123456789012 not ACTIVE, instead in state {state}")
+            );
+        }
+        client.call("DeleteStream", json!({ "StreamName": "s" })).await;
+    }
+}
+
+/// Without limits, a stream remembered every UpdateShardCount of a day.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_more_changes_of_a_count_are_remembered_than_are_limited() {
+    let router = TestRouter::start().await;
+    let client = router.client();
+    create(&router, "s", 1).await;
+    let input =
+        json!({ "StreamName": "s", "TargetShardCount": 1, "ScalingType": "UNIFORM_SCALING" });
+    for _ in 0..12 {
+        client.call("UpdateShardCount", input.clone()).await;
+        calm(&router, "s").await;
+        router.advance(Duration::from_millis(2));
+    }
+    assert_eq!(router.stream("s").record.resized_ms.len(), 10);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn counts_go_up_and_down_within_limits() {
     let router = TestRouter::start_with(limited(40)).await;

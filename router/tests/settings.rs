@@ -102,7 +102,32 @@ async fn the_largest_record_follows_its_setting() {
     };
     let two_mib = 2 << 20;
     let size = |kib: u64| json!({ "StreamARN": ARN, "MaxRecordSizeInKiB": kib });
-    client.fail("PutRecord", put(two_mib), "InvalidArgumentException").await;
+    // Clients that send what is too large in another way look for this message; there was another,
+    // of another type.
+    let too_long = |at: &str| {
+        format!(
+            "Value at '{at}' failed to satisfy constraint: Member must have length less than or \
+             equal to 1048576"
+        )
+    };
+    let invalid = "ValidationException";
+    let message = client.fail("PutRecord", put(two_mib), invalid).await;
+    assert_eq!(message, format!("1 validation error detected: {}", too_long("data")));
+    let records = |count: usize| {
+        let small = json!({ "PartitionKey": "k", "Data": "AAAA" });
+        let large = json!({ "PartitionKey": "k", "Data": "A".repeat(two_mib / 3 * 4) });
+        let mut records = vec![small];
+        records.resize(count, large);
+        json!({ "StreamName": "s", "Records": records })
+    };
+    let message = client.fail("PutRecords", records(3), invalid).await;
+    let (first, second) = (too_long("records.2.member.data"), too_long("records.3.member.data"));
+    assert_eq!(message, format!("2 validation errors detected: {first}; {second}"));
+    // The data alone would do.
+    let with_key =
+        json!({ "StreamName": "s", "PartitionKey": "kk", "Data": "A".repeat((1 << 20) / 3 * 4) });
+    let message = client.fail("PutRecord", with_key, "InvalidArgumentException").await;
+    assert!(message.contains("1048577 bytes with its partition key"), "{message}");
     for kib in [1023, 10_241] {
         client.fail("UpdateMaxRecordSize", size(kib), "ValidationException").await;
     }
@@ -169,6 +194,8 @@ async fn encryption_is_recorded_reported_and_limited() {
         client.fail(operation, none.clone(), "InvalidArgumentException").await;
     }
     client.fail("StartStreamEncryption", key("no key"), "KMSNotFoundException").await;
+    // StopStreamEncryption's model has no such error, and answered it all the same.
+    client.fail("StopStreamEncryption", key("no key"), "InvalidArgumentException").await;
     router.advance(Duration::from_secs(1));
     // The same key again is no other one.
     for at in 0..24 {
@@ -234,6 +261,9 @@ async fn a_commitment_lasts_for_a_day_and_unlocks_warm_throughput() {
     };
     assert_eq!(described().await, json!({ "Status": "DISABLED" }));
     create_on_demand(&client).await;
+    // It was shown without a commitment as well.
+    let without = client.wait_until_active("s").await;
+    assert_eq!(without.get("WarmThroughput"), None);
     let warm = |mibps: u32| json!({ "StreamName": "s", "WarmThroughputMiBps": mibps });
     let message = client.fail("UpdateStreamWarmThroughput", warm(8), "ValidationException").await;
     assert!(message.contains("UpdateAccountSettings"), "{message}");
@@ -272,6 +302,54 @@ async fn a_commitment_lasts_for_a_day_and_unlocks_warm_throughput() {
         (&json!("DISABLED"), &enabled["EarliestAllowedEndAt"])
     );
     client.fail("UpdateStreamWarmThroughput", warm(4), "ValidationException").await;
+    let after = client.wait_until_active("w").await;
+    assert_eq!(after.get("WarmThroughput"), None);
+}
+
+/// A record without a partition key was shown with `"\0"` for one when its stream did not distribute
+/// records any more, a record whose key is `"\0"` without one when it did; and of a record without a
+/// key, a byte less than allowed was taken.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_record_without_a_partition_key_never_has_one() {
+    let router = TestRouter::start().await;
+    let client = router.client();
+    create_on_demand(&client).await;
+    let strategy = |name: &str| json!({ "StreamARN": ARN, "RecordDistributionStrategy": name });
+    client.call("UpdateStreamRecordDistributionStrategy", strategy("AUTO")).await;
+    client.call("PutRecord", json!({ "StreamName": "s", "Data": "AAAA" })).await;
+    let odd = json!({ "StreamName": "s", "Data": "AAAB", "PartitionKey": "\0" });
+    client.call("PutRecord", odd).await;
+    for strategies in ["AUTO", "USER_PARTITION_KEY"] {
+        client.call("UpdateStreamRecordDistributionStrategy", strategy(strategies)).await;
+        let mut seen = Vec::new();
+        for shard in 0..4 {
+            let from = json!({ "StreamName": "s", "ShardId": shard.to_string(),
+                "ShardIteratorType": "TRIM_HORIZON" });
+            let iterator = client.call("GetShardIterator", from).await;
+            let told = client.call("GetRecords", iterator).await;
+            let records = told["Records"].as_array().expect("a list").clone();
+            seen.extend(
+                records
+                    .iter()
+                    .map(|record| (record["Data"].clone(), record.get("PartitionKey").cloned())),
+            );
+        }
+        seen.sort_by_key(|(data, _)| data.to_string());
+        assert_eq!(seen, [(json!("AAAA"), None), (json!("AAAB"), Some(json!("\0")))]);
+    }
+    client.call("UpdateStreamRecordDistributionStrategy", strategy("AUTO")).await;
+    let zeros = |bytes: usize| "AAAA".repeat(bytes / 3) + ["", "AA==", "AAA="][bytes % 3];
+    let put = |bytes: usize| json!({ "StreamName": "s", "Data": zeros(bytes) });
+    client.call("PutRecord", put(1 << 20)).await;
+    client.fail("PutRecord", put((1 << 20) + 1), "ValidationException").await;
+    // At the nodes, something stands for the key.
+    change(
+        &client,
+        "UpdateMaxRecordSize",
+        json!({ "StreamARN": ARN, "MaxRecordSizeInKiB": 10_240 }),
+    )
+    .await;
+    client.fail("PutRecord", put(10 << 20), "InvalidArgumentException").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -11,6 +11,7 @@ use thalweg_router::control::record::{
     Intent, NewShard, RecordKey, ReshardStep, StreamStatus, encode_record, shard_id,
 };
 use thalweg_router::control::store::{Store, Transaction};
+use thalweg_router::kinesis::model::model;
 use thalweg_router::kinesis::service::ServiceSettings;
 use thalweg_wire::hash_range::{HashKey, HashRange};
 
@@ -99,10 +100,10 @@ async fn a_stream_is_created_described_listed_and_deleted() {
     let page = &page["StreamDescription"];
     assert_eq!(page["Shards"], json!([shards[1]]));
     assert_eq!(page["HasMoreShards"], true);
-    let unknown = json!({ "StreamName": "s", "ExclusiveStartShardId": "shard-1" });
+    let unknown = json!({ "StreamName": "s", "ExclusiveStartShardId": "shard-x" });
     assert_eq!(
         client.fail("DescribeStream", unknown, "ResourceNotFoundException").await,
-        "Could not find shard shard-1 in stream s under account 123456789012."
+        "Could not find shard shard-x in stream s under account 123456789012."
     );
 
     let put = json!({ "StreamName": "s", "PartitionKey": "k", "Data": "AAAA" });
@@ -331,6 +332,75 @@ async fn inputs_that_make_no_sense_are_refused() {
         client.fail(operation, two, "InvalidArgumentException").await;
     }
     assert_eq!(router.catalog.streams().len(), 0);
+}
+
+/// The model's pattern lets the ARN of a consumer pass for its stream's, and so did we: a
+/// DeleteStream with the ARN of a consumer deleted the stream.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_arn_of_a_consumer_names_no_stream() {
+    let router = TestRouter::start().await;
+    let client = router.client();
+    router.create_stream("s", 1).await;
+    let own = "arn:aws:kinesis:us-east-1:123456789012:stream/s";
+    let shard = "shardId-000000000000";
+    for (operation, more) in [
+        ("DeleteStream", json!({})),
+        ("DescribeStreamSummary", json!({})),
+        ("ListShards", json!({})),
+        ("ListStreamConsumers", json!({})),
+        ("ListTagsForStream", json!({})),
+        ("AddTagsToStream", json!({ "Tags": { "a": "b" } })),
+        ("RegisterStreamConsumer", json!({ "ConsumerName": "c" })),
+        ("DescribeStreamConsumer", json!({ "ConsumerName": "c" })),
+        ("UpdateMaxRecordSize", json!({ "MaxRecordSizeInKiB": 2048 })),
+        ("PutRecord", json!({ "Data": "AAAA", "PartitionKey": "k" })),
+        ("GetShardIterator", json!({ "ShardId": shard, "ShardIteratorType": "LATEST" })),
+    ] {
+        for rest in ["/consumer/c:1700000000", "/", "/more"] {
+            let mut input = more.clone();
+            input["StreamARN"] = json!(format!("{own}{rest}"));
+            let message = client.fail(operation, input, "InvalidArgumentException").await;
+            assert_eq!(message, format!("{own}{rest} is no ARN of a stream."));
+        }
+    }
+    client.wait_until_active("s").await;
+}
+
+/// Of a body that broke a constraint, an operation of queues said so, and left it to the next try
+/// to say that it is not served at all.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn queues_and_channels_are_not_served_whatever_is_asked() {
+    let router = TestRouter::start().await;
+    let client = router.client();
+    let of_others = model().operations().iter().map(|operation| operation.name.as_str());
+    let of_others: Vec<&str> =
+        of_others.filter(|name| name.contains("Queue") || name.contains("Channel")).collect();
+    assert_eq!(of_others.len(), 17);
+    for operation in of_others {
+        for input in [json!({}), json!({ "QueueARN": 7, "ChannelARN": [] }), json!([])] {
+            let message = client.fail(operation, input, "UnknownOperationException").await;
+            assert_eq!(message, format!("{operation} is not served by this version."));
+        }
+    }
+}
+
+/// DescribeStream took only the long form of a shard's name behind which to go on, where ListShards
+/// takes every form.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_description_goes_on_behind_a_shard_by_any_of_its_names() {
+    let router = TestRouter::start().await;
+    let client = router.client();
+    router.create_stream("s", 3).await;
+    for name in ["shardId-000000000001", "shardId-1", "1"] {
+        let input = json!({ "StreamName": "s", "ExclusiveStartShardId": name });
+        let told = client.call("DescribeStream", input.clone()).await;
+        let shards = &told["StreamDescription"]["Shards"];
+        assert_eq!(shards[0]["ShardId"], "shardId-000000000002", "{name}");
+        assert_eq!(*shards, client.call("ListShards", input).await["Shards"], "{name}");
+    }
+    let input = json!({ "StreamName": "s", "ExclusiveStartShardId": "none" });
+    let message = client.fail("DescribeStream", input, "ResourceNotFoundException").await;
+    assert_eq!(message, "Could not find shard none in stream s under account 123456789012.");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

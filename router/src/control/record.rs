@@ -462,13 +462,6 @@ pub fn shard_name(index: u32) -> String {
     format!("shardId-{index:012}")
 }
 
-/// The index that a shard's name stands for, of a name as [`shard_name`] makes it.
-#[must_use]
-pub fn shard_index(name: &str) -> Option<u32> {
-    let index = name.strip_prefix("shardId-")?.parse().ok()?;
-    (shard_name(index) == name).then_some(index)
-}
-
 /// Bytes a second that a shard takes, for documents that count in MiB.
 pub const SHARD_MIBPS: u64 = SHARD_BYTES_PER_S >> 20;
 const _: () = assert!(SHARD_MIBPS == 1 && SHARD_RECORDS_PER_S == 1000);

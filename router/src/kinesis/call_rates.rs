@@ -15,7 +15,7 @@ use std::sync::Mutex;
 use serde_json::Value;
 
 use super::error::ApiError;
-use super::service::{Call, parse_stream_arn};
+use super::service::{Call, split_stream_arn};
 
 /// Scopes that are remembered: 16 bytes each, and what the map adds. When more than these call
 /// within a second, all begin anew.
@@ -133,7 +133,7 @@ fn stream_of(input: &Value) -> Option<String> {
     }
     let names = ["StreamARN", "ConsumerARN", "ResourceARN"];
     let arn = names.iter().find_map(|name| input.get(name).and_then(Value::as_str))?;
-    parse_stream_arn(arn).ok().map(|stream| stream.name)
+    split_stream_arn(arn).ok().map(|(stream, _)| stream.name)
 }
 
 #[cfg(test)]

@@ -14,7 +14,8 @@ use super::error::{ApiError, ErrorKind};
 use super::policy::RequestTags;
 use super::resource::ResourceName;
 use super::service::{
-    CHANGE_ATTEMPTS_MAX, Call, Resource, Service, not_active, not_found, parse_stream_arn, read,
+    CHANGE_ATTEMPTS_MAX, Call, Resource, Service, check_same, not_active, not_found,
+    parse_stream_arn, read,
 };
 use super::tags::check_new_tags;
 use super::token::{TokenContent, TokenError, TokenKind, next_token_error};
@@ -201,7 +202,9 @@ impl<S: Store + Clone> Service<S> {
             if self.commit(transaction).await?.is_some() {
                 return Ok(json!({ "Consumer": describe(&stream.name, name, &record) }));
             }
-            stream = self.stream(&stream.name)?;
+            let now = self.stream(&stream.name)?;
+            check_same(&stream, &now)?;
+            stream = now;
         }
         Err(contended(&stream))
     }

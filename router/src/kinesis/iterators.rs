@@ -16,17 +16,16 @@ use super::codec::timestamp_ms;
 use super::error::{ApiError, ErrorKind};
 use super::put::{dry_run, throttle_message};
 use super::service::{Call, Service, check_serving, read};
+use super::shards::index_of;
 use super::token::{TokenContent, TokenError, TokenKind};
 use crate::control::catalog::Stream;
 use crate::control::record::{ShardRecord, StreamName, shard_id, shard_name};
+use crate::control::retention::is_expired;
 use crate::control::store::Store;
 use crate::route::FetchError;
 
 /// The operations of this file.
 pub(super) const OPERATIONS: &[&str] = &["GetShardIterator"];
-
-/// Highest shard index that is looked for (observed at the service: a positive 32-bit number).
-const SHARD_INDEX_MAX: u32 = i32::MAX as u32;
 
 /// A place in a shard.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -232,30 +231,20 @@ pub(super) fn place_number(index: u32, shard: &ShardRecord, before: Offset) -> S
     number.to_decimal()
 }
 
-/// A shard of a stream, by its name, in any of the ways in which the service takes it: digits
-/// alone, or behind a word, with or without zeroes before them.
+/// A shard of a stream, by its name, in any of the ways in which the service takes it: see
+/// [`index_of`]. One that has expired is not there any more.
 ///
 /// # Errors
 /// ResourceNotFoundException, in the service's words.
 pub(super) fn find_shard<'a>(
     stream: &'a Stream,
     name: &str,
+    now_ms: u64,
 ) -> Result<(u32, &'a ShardRecord), ApiError> {
-    let digits = name.split('-').nth(1).unwrap_or(name);
-    let index: Option<u32> = Some(digits)
-        .filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))
-        .and_then(|digits| digits.parse().ok())
-        .filter(|index| *index <= SHARD_INDEX_MAX);
-    let (stream_name, account_id) = (&stream.name.name, &stream.name.account_id);
-    let index = index.ok_or_else(|| {
-        ApiError::resource_not_found(format!(
-            "Could not find shard {name} in stream {stream_name} under account {account_id}."
-        ))
-    })?;
-    match stream.shard(index) {
-        Some(shard) => Ok((index, &shard.record)),
-        None => Err(no_shard(stream, index)),
-    }
+    let index = index_of(name, &stream.name)?;
+    let shard = stream.shard(index).map(|shard| &shard.record);
+    let shard = shard.filter(|shard| !is_expired(stream, shard, now_ms));
+    Ok((index, shard.ok_or_else(|| no_shard(stream, index))?))
 }
 
 /// The service's error for a shard that is not there, or not any more.
@@ -305,7 +294,7 @@ impl<S: Store + Clone> Service<S> {
         let (name, arn) = (input.stream_name.as_deref(), input.stream_arn.as_deref());
         let stream = self.authorized_stream(call, name, arn)?;
         check_serving(&stream)?;
-        let shard = find_shard(&stream, &input.shard_id)?;
+        let shard = find_shard(&stream, &input.shard_id, call.now_ms)?;
         let position = StartingPosition {
             kind: input.shard_iterator_type,
             sequence_number: input.starting_sequence_number,

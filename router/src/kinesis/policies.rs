@@ -31,16 +31,16 @@ impl<S: Store + Clone> Service<S> {
         let input: PolicyInput = read(input)?;
         let arn = input.resource_arn.as_str();
         let resource = ResourceName::parse(arn)?;
-        let attached = self.authorized_resource(call, &resource, RequestTags::Nothing)?;
+        let found = self.authorized_resource(call, &resource, RequestTags::Nothing)?;
         match call.operation.name.as_str() {
             "GetResourcePolicy" => {
-                let policy = attached.policy.ok_or_else(|| no_policy(arn))?;
+                let policy = found.attached.policy.ok_or_else(|| no_policy(arn))?;
                 Ok(Some(json!({ "Policy": policy })))
             }
             "PutResourcePolicy" => {
                 let policy = input.policy.unwrap_or_default();
                 check(arn, &policy)?;
-                self.change_attached(&resource, |attached| {
+                self.change_attached(&resource, &found, |attached| {
                     attached.policy = Some(policy.clone());
                     Ok(())
                 })
@@ -48,7 +48,7 @@ impl<S: Store + Clone> Service<S> {
                 .map(|()| None)
             }
             _ => self
-                .change_attached(&resource, |attached| {
+                .change_attached(&resource, &found, |attached| {
                     attached.policy.take().map(|_| ()).ok_or_else(|| no_policy(arn))
                 })
                 .await

@@ -14,6 +14,7 @@ use thalweg_wire::build::NewRecord;
 use thalweg_wire::error::ErrorCode;
 use thalweg_wire::hash_range::HashKey;
 use thalweg_wire::ids::Offset;
+use thalweg_wire::limits::RECORD_BYTES_MAX;
 use thalweg_wire::sequence_number::{DecimalWriter, SequenceNumber};
 use tokio::time::Instant;
 
@@ -27,6 +28,7 @@ use super::records::{
 use super::server::ApiResponse;
 use super::service::{Call, Service, check_serving};
 use super::sigv4::Authenticator;
+use super::validate::{VIOLATIONS_MAX, violated};
 use crate::control::catalog::Stream;
 use crate::control::record::{Encryption, shard_id, shard_name};
 use crate::control::store::Store;
@@ -278,7 +280,7 @@ fn lay_out(records: &[Placed<'_>]) -> ShardRecords {
     let data: usize = records.iter().map(|record| record.entry.data.len()).sum();
     let mut batch = ShardRecords::with_room(records.len() as u32, keys as u64, data as u64);
     for Placed { hash_key, entry, .. } in records {
-        let (hash_key, key) = (*hash_key, key_of(entry).as_bytes());
+        let (hash_key, key) = (*hash_key, key_of(entry));
         let record = NewRecord { hash_key, client_time_ms: 0, key, data: &[] };
         let pushed = batch.push_written(&record, entry.data.len(), |place| {
             entry.data.copy_to(place);
@@ -351,21 +353,14 @@ fn place<'a>(
     entries: &'a [Entry<'a>],
     request_bytes_max: Option<usize>,
 ) -> Result<Vec<Placed<'a>>, ApiError> {
-    let record_bytes_max = stream.record.max_record_bytes();
+    check_constraints(stream, entries, request_bytes_max.is_some())?;
     let mut request_bytes = 0;
     let mut placed = Vec::with_capacity(entries.len());
     for (index, entry) in entries.iter().enumerate() {
-        if entry.partition_key.is_none() && !stream.record.distributes {
-            let member = match request_bytes_max {
-                Some(_) => format!("records.{}.member.partitionKey", index + 1),
-                None => "partitionKey".to_owned(),
-            };
-            return Err(ApiError::validation(format!(
-                "1 validation error detected: Value null at '{member}' failed to satisfy \
-                 constraint: Member must not be null"
-            )));
-        }
         let bytes = bytes_of(entry);
+        // What stands for a partition key that is not there takes its room at the nodes.
+        let room = RECORD_BYTES_MAX as usize - (key_of(entry).len() + entry.data.len() - bytes);
+        let record_bytes_max = stream.record.max_record_bytes().min(room);
         if bytes > record_bytes_max {
             return Err(ApiError::invalid_argument(format!(
                 "Record {} has {bytes} bytes with its partition key, which is more than the \
@@ -385,16 +380,50 @@ fn place<'a>(
 }
 
 /// The partition key of a record whose producer gave none, as streams that distribute their records
-/// allow: it must have one at the nodes, and readers are not told of this one.
-pub(super) const NO_PARTITION_KEY: &str = "\0";
+/// allow: it must have one at the nodes, and readers are not told of this one, whatever the stream
+/// does with its records by then. It is a byte that no text has, so that it is nobody's key.
+pub(super) const NO_PARTITION_KEY: &[u8] = &[0xff];
 
-fn key_of<'a>(entry: &'a Entry<'_>) -> &'a str {
-    entry.partition_key.as_deref().unwrap_or(NO_PARTITION_KEY)
+fn key_of<'a>(entry: &'a Entry<'_>) -> &'a [u8] {
+    entry.partition_key.as_deref().map_or(NO_PARTITION_KEY, str::as_bytes)
 }
 
 /// Bytes of a record as limits count them: data and partition key.
 fn bytes_of(entry: &Entry<'_>) -> usize {
-    entry.data.len() + key_of(entry).len()
+    entry.data.len() + entry.partition_key.as_deref().map_or(0, str::len)
+}
+
+/// What of a request's records breaks constraints that depend on the stream, in the words in which
+/// the service tells of those that do not: data that is larger than its records may be (observed at
+/// the service by users of the KPL 1.0.6), and a partition key that is not there.
+fn check_constraints(
+    stream: &Stream,
+    entries: &[Entry<'_>],
+    is_one_of_many: bool,
+) -> Result<(), ApiError> {
+    let data_bytes_max = stream.record.max_record_bytes();
+    let violations = (1_usize..).zip(entries).flat_map(|(number, entry)| {
+        let place = |member: &str| match is_one_of_many {
+            true => format!("records.{number}.member.{member}"),
+            false => member.to_owned(),
+        };
+        let data = (entry.data.len() > data_bytes_max).then(|| {
+            format!(
+                "Value at '{}' failed to satisfy constraint: Member must have length less than or \
+                 equal to {data_bytes_max}",
+                place("data")
+            )
+        });
+        let needs_key = entry.partition_key.is_none() && !stream.record.distributes;
+        let key = needs_key.then(|| {
+            format!(
+                "Value null at '{}' failed to satisfy constraint: Member must not be null",
+                place("partitionKey")
+            )
+        });
+        data.into_iter().chain(key)
+    });
+    Ok(violated(violations.take(VIOLATIONS_MAX).collect())?)
 }
 
 fn hash_key_of(stream: &Stream, entry: &Entry<'_>) -> Result<HashKey, ApiError> {
@@ -413,7 +442,7 @@ fn hash_key_of(stream: &Stream, entry: &Entry<'_>) -> Result<HashKey, ApiError> 
                  Specified value was {text}"
             ))
         }),
-        None => Ok(HashKey::of_partition_key(key_of(entry).as_bytes())),
+        None => Ok(HashKey::of_partition_key(key_of(entry))),
     }
 }
 

@@ -27,8 +27,6 @@ pub(super) struct RecordSource {
     index: u32,
     created_s: u64,
     encryption: EncryptionType,
-    /// Whether records may have come without a partition key.
-    distributes: bool,
     numbers: DecimalWriter,
 }
 
@@ -39,7 +37,6 @@ impl RecordSource {
             index,
             created_s: stream.shard(index)?.record.created_s,
             encryption: encryption_type(stream),
-            distributes: stream.record.distributes,
             numbers: DecimalWriter::new(),
         })
     }
@@ -52,9 +49,9 @@ impl RecordSource {
             time_s: record.append_time_ms / 1000,
             shard_index: self.index,
         };
+        let is_none = record.key == NO_PARTITION_KEY;
         // A native producer's key may be no text.
         let key = String::from_utf8_lossy(record.key);
-        let is_none = self.distributes && key == NO_PARTITION_KEY;
         writer.push(&RecordView {
             sequence_number: self.numbers.write(number),
             arrival_time_ms: record.append_time_ms,

@@ -7,7 +7,7 @@ use thalweg_wire::hash_range::{HashKey, HashRange};
 
 use super::error::ApiError;
 use super::quota::{Quota, check_stream_shards};
-use super::service::{Call, Service, not_active, read};
+use super::service::{Call, Service, check_same, not_active, read};
 use super::shards::shard_of;
 use crate::control::catalog::Stream;
 use crate::control::record::{
@@ -74,9 +74,11 @@ impl<S: Store + Clone> Service<S> {
 
     async fn split_shard(&self, call: &Call, input: SplitInput) -> Result<(), ApiError> {
         let (name, arn) = (input.stream_name.as_deref(), input.stream_arn.as_deref());
-        let stream = self.authorized_stream(call, name, arn)?;
-        self.change_in_quota(&stream.name, |stream, quota| {
+        let found = self.authorized_stream(call, name, arn)?;
+        self.change_in_quota(&found.name, |stream, quota| {
+            check_same(&found, stream)?;
             check_mode(stream)?;
+            check_has_shards(stream)?;
             let (index, shard) = shard_of(stream, &input.shard_to_split, call.now_ms)?;
             check_stream_shards(&stream.name, stream.open_shards().len() as u64 + 1)?;
             self.check_shard_quota(&stream.name, &quota.usage, 1)?;
@@ -92,9 +94,11 @@ impl<S: Store + Clone> Service<S> {
 
     async fn merge_shards(&self, call: &Call, input: MergeInput) -> Result<(), ApiError> {
         let (name, arn) = (input.stream_name.as_deref(), input.stream_arn.as_deref());
-        let stream = self.authorized_stream(call, name, arn)?;
-        self.change_in_quota(&stream.name, |stream, quota| {
+        let found = self.authorized_stream(call, name, arn)?;
+        self.change_in_quota(&found.name, |stream, quota| {
+            check_same(&found, stream)?;
             check_mode(stream)?;
+            check_has_shards(stream)?;
             let first = shard_of(stream, &input.shard_to_merge, call.now_ms)?;
             let second = shard_of(stream, &input.adjacent_shard_to_merge, call.now_ms)?;
             if !are_adjacent(first.1.range, second.1.range) {
@@ -121,11 +125,12 @@ impl<S: Store + Clone> Service<S> {
 
     async fn update_shard_count(&self, call: &Call, input: ResizeInput) -> Result<Value, ApiError> {
         let (name, arn) = (input.stream_name.as_deref(), input.stream_arn.as_deref());
-        let stream = self.authorized_stream(call, name, arn)?;
+        let found = self.authorized_stream(call, name, arn)?;
         let target = input.target_shard_count;
-        check_stream_shards(&stream.name, u64::from(target))?;
+        check_stream_shards(&found.name, u64::from(target))?;
         let mut current = 0;
-        self.change_in_quota(&stream.name, |stream, quota| {
+        self.change_in_quota(&found.name, |stream, quota| {
+            check_same(&found, stream)?;
             check_mode(stream)?;
             check_active(stream)?;
             let open = open_ranges(stream);
@@ -138,6 +143,8 @@ impl<S: Store + Clone> Service<S> {
                 self.check_shard_quota(&stream.name, &quota.usage, more)?;
             }
             quota.check_room(&stream.name, u64::from(made_on_the_way(&open, target)))?;
+            // Without limits the list has one all the same.
+            resized_ms.drain(..(resized_ms.len() + 1).saturating_sub(RESIZES_MAX));
             resized_ms.push(call.now_ms);
             let resize = Resize { target, open_max: self.open_max(&open, target, &quota.usage) };
             let record = resized(&stream.record, &open, resize);
@@ -145,8 +152,8 @@ impl<S: Store + Clone> Service<S> {
         })
         .await?;
         Ok(json!({
-            "StreamName": stream.name.name,
-            "StreamARN": stream.name.arn(),
+            "StreamName": found.name.name,
+            "StreamARN": found.name.arn(),
             "CurrentShardCount": current,
             "TargetShardCount": target,
         }))
@@ -262,6 +269,15 @@ fn check_mode(stream: &Stream) -> Result<(), ApiError> {
             "Request is invalid. Stream {} under account {} is in On-Demand mode.",
             stream.name.name, stream.name.account_id
         ))),
+    }
+}
+
+/// Whether a stream is in a state in which it shows shards. In the others nobody is told that one is
+/// not there: it may be tomorrow (API reference, SplitShard and MergeShards).
+fn check_has_shards(stream: &Stream) -> Result<(), ApiError> {
+    match stream.record.status {
+        StreamStatus::Active | StreamStatus::Updating => Ok(()),
+        StreamStatus::Creating | StreamStatus::Deleting => Err(not_active(stream)),
     }
 }
 

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use thalweg_wire::ids::StreamId;
+
 use super::error::ApiError;
 use super::policy::RequestTags;
 use super::service::{
-    CHANGE_ATTEMPTS_MAX, Call, Resource, Service, not_active, not_found, parse_stream_arn,
+    CHANGE_ATTEMPTS_MAX, Call, Resource, Service, not_active, not_found, split_stream_arn,
 };
 use crate::control::catalog::{Stream, Versioned};
 use crate::control::record::{
@@ -31,6 +33,15 @@ pub(super) enum ResourceName {
     },
 }
 
+/// A resource that the caller may do something to, as it was when that was asked.
+#[derive(Debug)]
+pub(super) struct FoundResource {
+    /// What is attached to it.
+    pub(super) attached: Attached,
+    /// The incarnation of its stream.
+    stream: StreamId,
+}
+
 /// What may be changed of a resource, whichever kind it is.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Attached {
@@ -51,13 +62,9 @@ impl ResourceName {
         if resource.starts_with("queue/") || resource.starts_with("channel/") {
             return Err(ApiError::resource_not_found(format!("Resource {arn} not found.")));
         }
-        let stream = parse_stream_arn(arn)?;
+        let (stream, rest) = split_stream_arn(arn)?;
         let wrong =
             || ApiError::invalid_argument(format!("{arn} is no ARN of a stream or consumer."));
-        let rest = resource
-            .strip_prefix("stream/")
-            .and_then(|rest| rest.strip_prefix(stream.name.as_str()));
-        let rest = rest.ok_or_else(wrong)?;
         if rest.is_empty() {
             return Ok(ResourceName::Stream(stream));
         }
@@ -131,7 +138,7 @@ impl<S: Store + Clone> Service<S> {
         call: &Call,
         resource: &ResourceName,
         request_tags: RequestTags<'_>,
-    ) -> Result<Attached, ApiError> {
+    ) -> Result<FoundResource, ApiError> {
         call.check_region(resource.stream())?;
         let stream = self.ground.catalog.stream(resource.stream());
         let attached = stream.as_deref().and_then(|stream| resource.attached(stream));
@@ -144,10 +151,13 @@ impl<S: Store + Clone> Service<S> {
             tags: attached.as_ref().map(|attached| &attached.tags),
         };
         self.authorize_on(call, &call.action(), &asked, request_tags)?;
-        attached.ok_or_else(|| resource.not_found())
+        let (Some(stream), Some(attached)) = (stream, attached) else {
+            return Err(resource.not_found());
+        };
+        Ok(FoundResource { attached, stream: stream.id() })
     }
 
-    /// Changes what is attached to a resource. `change` may be asked again when somebody else was
+    /// Changes what is attached to the resource that was found. `change` may be asked again when somebody else was
     /// quicker. Answers when the change is seen.
     ///
     /// # Errors
@@ -156,10 +166,12 @@ impl<S: Store + Clone> Service<S> {
     pub(super) async fn change_attached(
         &self,
         resource: &ResourceName,
+        found: &FoundResource,
         mut change: impl FnMut(&mut Attached) -> Result<(), ApiError>,
     ) -> Result<(), ApiError> {
         for _ in 0..CHANGE_ATTEMPTS_MAX {
-            let stream = self.ground.catalog.stream(resource.stream());
+            // Another stream of that name is not what the caller was asked about.
+            let stream = self.ground.catalog.stream_of(found.stream);
             let stream = stream.ok_or_else(|| resource.not_found())?;
             let before = resource.attached(&stream).ok_or_else(|| resource.not_found())?;
             check_state(&stream, resource)?;

@@ -369,6 +369,11 @@ impl<S: Store + Clone> Service<S> {
             "PutRecords" => self.put_records(&call, &request.body).await,
             "GetRecords" => self.get_records(&call, &request.body).await,
             "SubscribeToShard" => self.subscribe_to_shard(&call, &request.body).await,
+            // Queues and channels among them (API model of 2026). Whatever is in the body, this is
+            // what there is to say.
+            name if !is_served(name) => {
+                Err(ApiError::unknown_operation(format!("{name} is not served by this version.")))
+            }
             _ => {
                 let input = self.input(&call, &request.body)?;
                 if self.settings.limits {
@@ -410,8 +415,7 @@ impl<S: Store + Clone> Service<S> {
         if accounts::OPERATIONS.contains(&name) {
             return self.accounts(call, input).await;
         }
-        // Queues and channels among them (API model of 2026).
-        Err(ApiError::unknown_operation(format!("{name} is not served by this version.")))
+        unreachable!("{name} is in no file's operations, and is_served said so")
     }
 
     /// A request's body, read and held against the model.
@@ -449,10 +453,38 @@ impl<S: Store + Clone> Api for Service<S> {
             .operation(&request.operation)
             .ok_or_else(|| ApiError::unknown_operation(request.operation.clone()))?;
         let answer = self.serve(operation, began, request).await;
+        let answer = answer.map_err(|error| in_words_of(operation, error));
         let error = answer.as_ref().err().map(|error| error.kind);
         self.operation_counts.note(operation, began.elapsed(), error);
         answer
     }
+}
+
+/// Whether a file of this directory has an operation that takes its input as a `Value`.
+fn is_served(operation: &str) -> bool {
+    let files = [
+        shards::OPERATIONS,
+        reshard::OPERATIONS,
+        tags::OPERATIONS,
+        policies::OPERATIONS,
+        iterators::OPERATIONS,
+        consumers::OPERATIONS,
+        streams::OPERATIONS,
+        settings::OPERATIONS,
+        accounts::OPERATIONS,
+    ];
+    files.iter().any(|operations| operations.contains(&operation))
+}
+
+/// An error under the name that the operation's model has for it: a failure of the service has two,
+/// see [`ErrorKind::InternalFailureException`].
+fn in_words_of(operation: &Operation, mut error: ApiError) -> ApiError {
+    let modeled = ErrorKind::InternalFailureException;
+    let is_modeled = || operation.errors.iter().any(|id| model().shape(*id).name == modeled.name());
+    if error.kind == ErrorKind::InternalFailure && is_modeled() {
+        error.kind = modeled;
+    }
+    error
 }
 
 /// What a valid input says, as a structure.
@@ -466,27 +498,40 @@ pub(super) fn read<T: DeserializeOwned>(input: Value) -> Result<T, ApiError> {
     })
 }
 
-/// `arn:aws:kinesis:REGION:ACCOUNT:stream/NAME`, and whatever follows the name behind a slash.
+/// `arn:aws:kinesis:REGION:ACCOUNT:stream/NAME` and nothing behind it: the model's pattern lets the
+/// ARN of a consumer pass for one of a stream.
 ///
 /// # Errors
 /// InvalidArgumentException.
 pub(super) fn parse_stream_arn(arn: &str) -> Result<StreamName, ApiError> {
+    match split_stream_arn(arn)? {
+        (stream, "") => Ok(stream),
+        _ => Err(ApiError::invalid_argument(format!("{arn} is no ARN of a stream."))),
+    }
+}
+
+/// An ARN that begins with a stream's, and what follows the stream's name, from the slash on.
+///
+/// # Errors
+/// InvalidArgumentException.
+pub(super) fn split_stream_arn(arn: &str) -> Result<(StreamName, &str), ApiError> {
     let wrong = || ApiError::invalid_argument(format!("{arn} is no ARN of a stream."));
     let mut parts = arn.splitn(6, ':');
     let mut part = || parts.next().ok_or_else(wrong);
     let (arn_word, partition, service) = (part()?, part()?, part()?);
     let (region, account_id) = (part()?, part()?);
     let resource = part()?.strip_prefix("stream/").ok_or_else(wrong)?;
-    let name = resource.split('/').next().unwrap_or_default();
+    let (name, rest) = resource.split_at(resource.find('/').unwrap_or(resource.len()));
     if arn_word != "arn" || !partition.starts_with("aws") || service != "kinesis" || name.is_empty()
     {
         return Err(wrong());
     }
-    Ok(StreamName {
+    let stream = StreamName {
         account_id: account_id.to_owned(),
         region: region.to_owned(),
         name: name.to_owned(),
-    })
+    };
+    Ok((stream, rest))
 }
 
 /// The service's error for a stream that is not there.
@@ -507,6 +552,15 @@ pub(super) fn check_serving(stream: &Stream) -> Result<(), ApiError> {
         StreamStatus::Active | StreamStatus::Updating => Ok(()),
         StreamStatus::Creating | StreamStatus::Deleting => Err(not_found(&stream.name)),
     }
+}
+
+/// Whether a stream is still the one for which it was asked what the caller may do, and not another
+/// that has its name now.
+///
+/// # Errors
+/// ResourceNotFoundException.
+pub(super) fn check_same(found: &Stream, stream: &Stream) -> Result<(), ApiError> {
+    if found.record.id == stream.record.id { Ok(()) } else { Err(not_found(&found.name)) }
 }
 
 /// The service's error for a stream in whose state something cannot be done.
@@ -536,3 +590,46 @@ impl From<Invalid> for ApiError {
 
 /// Throughput that a shard takes, MiB a second.
 pub(super) const SHARD_MIBPS: u64 = SHARD_BYTES_PER_S >> 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// PutRecord told of a failure as `InternalFailure`, where its model has
+    /// `InternalFailureException`: SDKs took it for an error that they did not know.
+    #[test]
+    fn a_failure_has_the_name_that_the_operation_has_for_it() {
+        for (operation, kind) in [
+            ("PutRecord", ErrorKind::InternalFailureException),
+            ("PutRecords", ErrorKind::InternalFailureException),
+            ("GetRecords", ErrorKind::InternalFailureException),
+            ("TagResource", ErrorKind::InternalFailureException),
+            ("CreateStream", ErrorKind::InternalFailure),
+            ("ListShards", ErrorKind::InternalFailure),
+        ] {
+            let operation = model().operation(operation).expect("is in the model");
+            let failure = in_words_of(operation, ApiError::internal_failure());
+            let message = ApiError::internal_failure().message;
+            assert_eq!(failure, ApiError { kind, message }, "{}", operation.name);
+            let other = ApiError::validation("x");
+            assert_eq!(in_words_of(operation, other.clone()), other);
+        }
+    }
+
+    #[test]
+    fn an_arn_of_a_stream_ends_with_its_name() {
+        let base = "arn:aws:kinesis:eu-west-1:123456789012:stream/orders";
+        let stream = StreamName {
+            account_id: "123456789012".to_owned(),
+            region: "eu-west-1".to_owned(),
+            name: "orders".to_owned(),
+        };
+        assert_eq!(parse_stream_arn(base), Ok(stream.clone()));
+        for rest in ["/", "/consumer/audit:17", "/orders"] {
+            let arn = format!("{base}{rest}");
+            assert_eq!(split_stream_arn(&arn), Ok((stream.clone(), rest)));
+            let error = parse_stream_arn(&arn).expect_err("it is of something else");
+            assert_eq!(error.kind, ErrorKind::InvalidArgument, "{arn}");
+        }
+    }
+}

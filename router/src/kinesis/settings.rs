@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use super::error::{ApiError, ErrorKind};
 use super::quota::{Quota, check_stream_shards};
-use super::service::{Call, Service, not_active, not_found, read};
+use super::service::{Call, Service, check_same, not_active, read};
 use super::streams::{
     DistributionStrategy, ON_DEMAND_SHARDS, StreamModeDetails, not_distributed, warm_shards,
     warm_throughput_view,
@@ -262,7 +262,8 @@ impl<S: Store + Clone> Service<S> {
 
     async fn stop_encryption(&self, call: &Call, request: EncryptionInput) -> Result<(), ApiError> {
         check_encryption_type(&request)?;
-        check_key_id(&request.key_id)?;
+        // What starts encryption may not find its key; what stops it has no such error (API model).
+        check_key_id(&request.key_id).map_err(|error| ApiError::invalid_argument(error.message))?;
         self.update(call, &request.target, |stream, record| {
             if record.encryption != Encryption::None {
                 self.note_change(&mut record.key_dropped_ms, call, KEY_CHANGES_MAX, || {
@@ -456,12 +457,6 @@ fn replacement(stream: &Stream, record: &StreamRecord) -> Option<Transaction> {
     let key = RecordKey::Stream(stream.name.clone()).encode();
     let expected = Expectation::ModRevision(stream.mod_revision);
     Some(Transaction::new().expect(key.clone(), expected).put(key, encode_record(record)))
-}
-
-/// Whether a stream is still the one for which it was asked what the caller may do, and not another
-/// that has its name now.
-fn check_same(found: &Stream, stream: &Stream) -> Result<(), ApiError> {
-    if found.record.id == stream.record.id { Ok(()) } else { Err(not_found(&found.name)) }
 }
 
 fn check_active(stream: &Stream) -> Result<(), ApiError> {

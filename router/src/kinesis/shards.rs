@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 
 use super::codec::timestamp_ms;
 use super::error::ApiError;
-use super::service::{Call, Service, not_active, not_found, read};
+use super::service::{Call, Service, not_active, not_found, parse_stream_arn, read};
 use super::shard_view::describe_shard;
 use super::token::{TokenContent, TokenKind, next_token_error};
 use crate::control::catalog::Stream;
@@ -179,7 +179,8 @@ impl<S: Store + Clone> Service<S> {
             name: place.name.clone(),
         };
         let arn = name.arn();
-        if input.stream_arn.as_ref().is_some_and(|given| *given != arn) {
+        let given = input.stream_arn.as_deref().map(parse_stream_arn).transpose()?;
+        if given.is_some_and(|given| given != name) {
             return Err(ApiError::invalid_argument(format!(
                 "NextToken is of {arn}, not of the StreamARN that was provided."
             )));

@@ -15,12 +15,13 @@ use super::policy::RequestTags;
 use super::quota::check_stream_shards;
 use super::service::{Call, Resource, SHARD_MIBPS, Service, not_found, read};
 use super::shard_view::{describe_shard, shown_open_shards, shown_shards};
+use super::shards::index_of;
 use super::tags::check_new_tags;
 use super::token::{TokenContent, TokenError, TokenKind, next_token_error};
 use crate::control::catalog::{Catalog, Stream};
 use crate::control::record::{
     Encryption, Intent, RECORD_VERSION, RecordKey, StreamMode, StreamName, StreamRecord,
-    StreamStatus, encode_record, shard_index,
+    StreamStatus, encode_record,
 };
 use crate::control::retention::is_expired;
 use crate::control::store::{Expectation, Store, Transaction};
@@ -142,7 +143,9 @@ impl<S: Store + Clone> Service<S> {
             "DeleteStream" => self.delete_stream(call, &read(input)?).await.map(|()| None),
             "DescribeLimits" => self.describe_limits(call).map(Some),
             "DescribeStream" => self.describe_stream(call, &read(input)?).map(Some),
-            "DescribeStreamSummary" => self.describe_stream_summary(call, &read(input)?).map(Some),
+            "DescribeStreamSummary" => {
+                self.describe_stream_summary(call, &read(input)?).await.map(Some)
+            }
             "ListStreams" => self.list_streams(call, read(input)?).await.map(Some),
             other => unreachable!("{other} is not one of {OPERATIONS:?}"),
         }
@@ -277,7 +280,7 @@ impl<S: Store + Clone> Service<S> {
         let after = request
             .exclusive_start_shard_id
             .as_deref()
-            .map(|shard| shard_index(shard).ok_or_else(|| shard_not_found(&stream.name, shard)))
+            .map(|shard| index_of(shard, &stream.name))
             .transpose()?;
         let limit = request.limit.unwrap_or(PAGE_MAX).min(PAGE_MAX);
         let mut shards = shown_shards(&stream, after)
@@ -293,7 +296,7 @@ impl<S: Store + Clone> Service<S> {
         Ok(json!({ "StreamDescription": description }))
     }
 
-    fn describe_stream_summary(
+    async fn describe_stream_summary(
         &self,
         call: &Call,
         request: &DescribeStream,
@@ -305,7 +308,10 @@ impl<S: Store + Clone> Service<S> {
         summary["ConsumerCount"] = Value::from(stream.consumers().len());
         summary["MaxRecordSizeInKiB"] = Value::from(stream.record.max_record_kib);
         if stream.record.mode == StreamMode::OnDemand {
-            summary["WarmThroughput"] = warm_throughput_view(&stream.record, &stream);
+            // There is none without a commitment (API model, WarmThroughputObject).
+            if self.is_owner_committed(&stream.name, call.now_ms).await? {
+                summary["WarmThroughput"] = warm_throughput_view(&stream.record, &stream);
+            }
             let strategy = if stream.record.distributes { "AUTO" } else { "USER_PARTITION_KEY" };
             summary["RecordDistributionStrategy"] = Value::from(strategy);
         }
@@ -482,13 +488,6 @@ pub(super) fn not_distributed() -> ApiError {
     ApiError::invalid_argument(
         "RecordDistributionStrategy=AUTO is not expected when StreamMode=PROVISIONED",
     )
-}
-
-fn shard_not_found(stream: &StreamName, shard: &str) -> ApiError {
-    ApiError::resource_not_found(format!(
-        "Could not find shard {shard} in stream {} under account {}.",
-        stream.name, stream.account_id
-    ))
 }
 
 #[cfg(test)]

@@ -101,20 +101,21 @@ impl<S: Store + Clone> Service<S> {
                 consumer.name, consumer.created_s, stream.name.name, stream.name.account_id
             )));
         }
-        let shard = find_shard(&stream, &input.shard_id)?;
+        let shard = find_shard(&stream, &input.shard_id, call.now_ms)?;
         let StartingPositionInput { kind, sequence_number, timestamp } = input.starting_position;
         let position = StartingPosition { kind, sequence_number, timestamp };
         let start = position.start("SubscribeToShard", &stream.name, shard, call.now_ms)?;
-        if input.dry_run {
-            return Err(dry_run());
-        }
-        let place = self.resolve(&stream, shard.0, start).await?;
         let key = SubscriptionKey {
             stream: stream.record.id,
             consumer: consumer.name.clone(),
             consumer_created_ms: found.record.created_ms,
             shard: shard.0,
         };
+        if input.dry_run {
+            let is_refused = self.reading.subscriptions.refuses(&key);
+            return Err(if is_refused { in_use(&consumer, shard.0) } else { dry_run() });
+        }
+        let place = self.resolve(&stream, shard.0, start).await?;
         let counts = stream.consumer_counts(&consumer.name).cloned();
         let counts = counts.expect("the consumer was found in this stream");
         let Some(ticket) = self.reading.subscriptions.begin(key) else {

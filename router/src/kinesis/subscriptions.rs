@@ -44,6 +44,13 @@ struct Current {
     taken_over: CancellationToken,
 }
 
+impl Current {
+    /// Whether it began so lately that none may take it over.
+    fn is_young(&self, now: Instant) -> bool {
+        now < self.began + TAKEOVER_AFTER
+    }
+}
+
 /// A subscription that has begun. Dropped, it has ended.
 #[derive(Debug)]
 pub(super) struct Ticket {
@@ -76,8 +83,17 @@ impl Subscriptions {
         self.begin_at(key, Instant::now())
     }
 
+    /// Whether [`Subscriptions::begin`] would begin none now.
+    pub(super) fn refuses(&self, key: &SubscriptionKey) -> bool {
+        self.refuses_at(key, Instant::now())
+    }
+
+    fn refuses_at(&self, key: &SubscriptionKey, now: Instant) -> bool {
+        self.table().current.get(key).is_some_and(|current| current.is_young(now))
+    }
+
     fn begin_at(&self, key: SubscriptionKey, now: Instant) -> Option<Ticket> {
-        let is_young = |current: &Current| now < current.began + TAKEOVER_AFTER;
+        let is_young = |current: &Current| current.is_young(now);
         let mut table = self.table();
         if let Some(current) = table.current.get(&key) {
             if is_young(current) {
@@ -125,8 +141,10 @@ mod tests {
         assert!(all.begin_at(other, start).is_some(), "and so is another consumer");
         let just_before = start + TAKEOVER_AFTER - Duration::from_millis(1);
         assert!(all.begin_at(key(0), just_before).is_none());
+        assert!(all.refuses_at(&key(0), just_before) && !all.refuses_at(&key(2), just_before));
         assert!(!first.taken_over().is_cancelled());
         let later = start + TAKEOVER_AFTER;
+        assert!(!all.refuses_at(&key(0), later));
         let second = all.begin_at(key(0), later).expect("five seconds have passed");
         assert!(first.taken_over().is_cancelled());
         drop(first);

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::error::ApiError;
 use super::policy::{RequestTags, Tags};
-use super::resource::{Attached, ResourceName};
+use super::resource::ResourceName;
 use super::service::{Call, Service, read};
 use crate::control::store::Store;
 
@@ -83,9 +83,9 @@ impl<S: Store + Clone> Service<S> {
 
     async fn add_tags(&self, call: &Call, input: AddInput) -> Result<(), ApiError> {
         let resource = self.resource_of(call, &input.named)?;
-        self.authorized_resource(call, &resource, RequestTags::Tags(&input.tags))?;
+        let found = self.authorized_resource(call, &resource, RequestTags::Tags(&input.tags))?;
         check_new_tags(&input.tags, &told(&resource))?;
-        self.change_attached(&resource, |attached| {
+        self.change_attached(&resource, &found, |attached| {
             attached.tags.extend(input.tags.clone());
             check_count(&attached.tags, &told(&resource))
         })
@@ -95,11 +95,11 @@ impl<S: Store + Clone> Service<S> {
     async fn remove_tags(&self, call: &Call, input: RemoveInput) -> Result<(), ApiError> {
         let resource = self.resource_of(call, &input.named)?;
         let keys = &input.tag_keys;
-        self.authorized_resource(call, &resource, RequestTags::Keys(keys))?;
+        let found = self.authorized_resource(call, &resource, RequestTags::Keys(keys))?;
         check_characters(keys.iter(), || {
             format!("Failed to remove tags from {}", told(&resource))
         })?;
-        self.change_attached(&resource, |attached| {
+        self.change_attached(&resource, &found, |attached| {
             attached.tags.retain(|key, _| !keys.contains(key));
             Ok(())
         })
@@ -108,8 +108,8 @@ impl<S: Store + Clone> Service<S> {
 
     fn list_tags(&self, call: &Call, input: ListInput) -> Result<Value, ApiError> {
         let resource = self.resource_of(call, &input.named)?;
-        let Attached { tags, .. } =
-            self.authorized_resource(call, &resource, RequestTags::Nothing)?;
+        let found = self.authorized_resource(call, &resource, RequestTags::Nothing)?;
+        let tags = found.attached.tags;
         let start = input.exclusive_start_tag_key.as_deref();
         let mut behind =
             tags.iter().filter(|(key, _)| start.is_none_or(|start| key.as_str() > start));

@@ -258,6 +258,26 @@ async fn what_is_no_good_is_refused_in_the_services_words() {
     );
 }
 
+/// A shard that had expired was not listed any more, and iterators for it were given all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_shard_that_has_expired_has_no_iterators() {
+    let router = TestRouter::start().await;
+    create(&router, "s", 1, 1024).await;
+    split(&router, "s").await;
+    let place = json!({ "ShardIteratorType": "TRIM_HORIZON" });
+    iterator(&router, "s", place.clone()).await;
+    router.advance(Duration::from_secs(24 * 3600 + 1));
+    let mut input = place;
+    input["StreamName"] = json!("s");
+    input["ShardId"] = json!("shardId-000000000000");
+    let message =
+        router.client().fail("GetShardIterator", input, "ResourceNotFoundException").await;
+    assert_eq!(
+        message,
+        "Shard shardId-000000000000 in stream s under account 123456789012 does not exist"
+    );
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_iterator_of_a_stream_that_was_deleted_finds_nothing() {
     let router = TestRouter::start().await;

@@ -202,9 +202,15 @@ async fn a_later_subscription_takes_over_after_five_seconds() {
     let router = TestRouter::start().await;
     create(&router, "s", 1, 1024).await;
     let consumer = register(&router, "c").await;
+    let dry = json!({ "ConsumerARN": &consumer, "ShardId": "shardId-000000000000",
+        "StartingPosition": trim_horizon(), "DryRun": true });
+    let client = router.client();
+    client.fail("SubscribeToShard", dry.clone(), "DryRunOperationException").await;
     let began = Instant::now();
     let mut first = Subscription::begin(&router, &consumer, trim_horizon()).await;
     let message = "Another active subscription exists for this consumer: 123456789012:s:shardId-000000000000:c";
+    // A dry run said that it would succeed, which it would not.
+    assert_eq!(client.fail("SubscribeToShard", dry, "ResourceInUseException").await, message);
     let mut refusals = 0;
     let mut second = loop {
         match Subscription::try_begin(&router, &consumer, trim_horizon()).await {
