@@ -22,8 +22,9 @@ use super::validate::{Found, Invalid, mismatch, truth, whole_number};
 /// Bytes of a body at most: PutRecords with 10 MiB of data as base64 (14 MB), with 500 partition
 /// keys of 256 characters, each escaped (1.5 MB), and what is between them.
 pub const BODY_BYTES_MAX: usize = 16 * 1024 * 1024;
-/// Values of a body at most, keys not counted. The largest input that the model allows and the API
-/// serves, CreateChannel with 10,000 streams, has 50,000.
+/// Values of a body at most, keys not counted. The largest input that the model allows and that is
+/// read, PutRecords with 500 records of three members, has 2,005; a client's members that the model
+/// does not know are not counted. Those of channels have more, and are refused unread.
 pub const VALUES_MAX: usize = 64 * 1024;
 
 const CONTENT_TYPE_JSON: &str = "application/x-amz-json-1.1";

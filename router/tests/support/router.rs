@@ -303,6 +303,27 @@ pub(crate) struct TestClient {
     now_ms: NowMs,
 }
 
+/// Whether an operation's model has an error, or all operations do (API reference, "Common Error
+/// Types", and what comes before an operation is known).
+fn is_declared(operation: &str, kind: &str) -> bool {
+    const COMMON: [&str; 12] = [
+        "AccessDeniedException",
+        "ExpiredTokenException",
+        "IncompleteSignatureException",
+        "InternalFailure",
+        "InvalidSignatureException",
+        "MissingAuthenticationTokenException",
+        "RequestTimeoutException",
+        "SerializationException",
+        "ServiceUnavailable",
+        "UnknownOperationException",
+        "UnrecognizedClientException",
+        "ValidationException",
+    ];
+    let own = model().operation(operation).into_iter().flat_map(|described| &described.errors);
+    COMMON.contains(&kind) || own.into_iter().any(|id| model().shape(*id).name == kind)
+}
+
 /// An entry of a credentials file: a user of an account with its name for id. `more` are further
 /// lines, as policies.
 pub(crate) fn access_key(id: &str, account: &str, more: &str) -> String {
@@ -397,6 +418,7 @@ impl TestClient {
             return Ok(value);
         }
         let text = |name: &str| value[name].as_str().unwrap_or_default().to_owned();
+        assert!(is_declared(operation, &text("__type")), "{operation}: {value}");
         Err(Failure { status: status.as_u16(), kind: text("__type"), message: text("message") })
     }
 
