@@ -303,7 +303,10 @@ async fn inputs_that_make_no_sense_are_refused() {
     for (input, kind) in [
         (json!({ "StreamName": "a b", "ShardCount": 1 }), "ValidationException"),
         (json!({ "StreamName": "s", "ShardCount": 0 }), "ValidationException"),
-        (json!({ "StreamName": "s" }), "InvalidArgumentException"),
+        (
+            json!({ "StreamName": "s", "StreamModeDetails": { "StreamMode": "PROVISIONED" } }),
+            "InvalidArgumentException",
+        ),
         (
             json!({ "StreamName": "s", "ShardCount": 1, "StreamModeDetails": on_demand }),
             "ValidationException",

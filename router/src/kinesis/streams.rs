@@ -352,9 +352,15 @@ impl<S: Store + Clone> Service<S> {
 }
 
 impl CreateStream {
+    /// The mode that it asks for. Who says neither mode nor count of shards gets a stream of four
+    /// shards (observed at the service by the authors of LocalStack and kinesis-mock), which is what
+    /// the on-demand mode begins with.
     fn mode(&self) -> StreamMode {
-        let details = self.stream_mode_details.as_ref();
-        details.map_or(StreamMode::Provisioned, |details| details.stream_mode)
+        match (&self.stream_mode_details, self.shard_count) {
+            (Some(details), _) => details.stream_mode,
+            (None, Some(_)) => StreamMode::Provisioned,
+            (None, None) => StreamMode::OnDemand,
+        }
     }
 
     /// How many shards it begins with, of a request that makes sense.
@@ -503,6 +509,9 @@ mod tests {
     fn a_stream_begins_with_what_its_mode_has() {
         let shards = |input| request(input).shards();
         assert_eq!(shards(json!({ "StreamName": "s", "ShardCount": 7 })), Ok(7));
+        // The service takes this, and we refused it.
+        let named = request(json!({ "StreamName": "s" }));
+        assert_eq!((named.mode(), named.shards()), (StreamMode::OnDemand, Ok(4)));
         let on_demand = |more: Value| {
             let mut input =
                 json!({ "StreamName": "s", "StreamModeDetails": { "StreamMode": "ON_DEMAND" } });
@@ -515,7 +524,9 @@ mod tests {
         assert_eq!(on_demand(json!({ "RecordDistributionStrategy": "AUTO" })), Ok(4));
         let kind = |result: Result<u32, ApiError>| result.expect_err("it makes no sense").kind;
         assert_eq!(kind(on_demand(json!({ "ShardCount": 4 }))), ErrorKind::Validation);
-        assert_eq!(kind(shards(json!({ "StreamName": "s" }))), ErrorKind::InvalidArgument);
+        let uncounted =
+            json!({ "StreamName": "s", "StreamModeDetails": { "StreamMode": "PROVISIONED" } });
+        assert_eq!(kind(shards(uncounted)), ErrorKind::InvalidArgument);
         let provisioned = |name: &str, value: Value| {
             kind(shards(json!({ "StreamName": "s", "ShardCount": 1, name: value })))
         };
