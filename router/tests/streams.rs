@@ -429,6 +429,26 @@ async fn a_stream_with_consumers_is_deleted_only_when_that_is_said() {
     assert_eq!(router.store.range(page).await.expect("a page").entries, []);
 }
 
+/// While their stream was being deleted, its consumers were shown as ACTIVE.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn consumers_go_with_their_stream() {
+    let options = RouterOptions { reconciles: false, ..RouterOptions::default() };
+    let router = TestRouter::start_with(options).await;
+    let client = router.client();
+    client.call("CreateStream", json!({ "StreamName": "s", "ShardCount": 1 })).await;
+    register(&router, "s", 1).await;
+    let input = json!({ "StreamARN": "arn:aws:kinesis:us-east-1:123456789012:stream/s" });
+    let before = client.call("ListStreamConsumers", input.clone()).await;
+    assert_eq!(before["Consumers"][0]["ConsumerStatus"], "ACTIVE");
+    let delete = json!({ "StreamName": "s", "EnforceConsumerDeletion": true });
+    client.call("DeleteStream", delete).await;
+    let after = client.call("ListStreamConsumers", input).await;
+    assert_eq!(after["Consumers"][0]["ConsumerStatus"], "DELETING");
+    let arn = json!({ "ConsumerARN": after["Consumers"][0]["ConsumerARN"] });
+    let told = client.call("DescribeStreamConsumer", arn).await;
+    assert_eq!(told["ConsumerDescription"]["ConsumerStatus"], "DELETING");
+}
+
 /// Gives a stream consumers, in its records.
 async fn register(router: &TestRouter, stream: &str, count: usize) {
     use thalweg_router::control::record::{ConsumerRecord, ConsumerStatus, RECORD_VERSION};

@@ -200,7 +200,7 @@ impl<S: Store + Clone> Service<S> {
                 .put(stream_key, encode_record(&stream.record))
                 .put(key, encode_record(&record));
             if self.commit(transaction).await?.is_some() {
-                return Ok(json!({ "Consumer": describe(&stream.name, name, &record) }));
+                return Ok(json!({ "Consumer": describe(&stream, name, &record) }));
             }
             let now = self.stream(&stream.name)?;
             check_same(&stream, &now)?;
@@ -242,7 +242,7 @@ impl<S: Store + Clone> Service<S> {
 
     fn describe_consumer(&self, call: &Call, input: &NamedInput) -> Result<Value, ApiError> {
         let FoundConsumer { stream, name, consumer } = self.authorized_consumer(call, input)?;
-        let mut description = describe(&stream.name, &name, &consumer.record);
+        let mut description = describe(&stream, &name, &consumer.record);
         description.insert("StreamARN".to_owned(), stream.name.arn().into());
         Ok(json!({ "ConsumerDescription": description }))
     }
@@ -281,7 +281,7 @@ impl<S: Store + Clone> Service<S> {
         }
         let consumers: Vec<Value> = consumers
             .into_iter()
-            .map(|(name, record)| describe(&stream.name, name, record).into())
+            .map(|(name, record)| describe(&stream, name, record).into())
             .collect();
         output.insert("Consumers".to_owned(), consumers.into());
         Ok(output.into())
@@ -391,12 +391,18 @@ fn check_room(stream: &Stream, name: &str, most: usize) -> Result<(), ApiError> 
     Ok(())
 }
 
-fn describe(stream: &StreamName, name: &str, record: &ConsumerRecord) -> Map<String, Value> {
+/// A consumer as the API shows it. Those of a stream that goes go with it, though their records do
+/// not say so.
+fn describe(stream: &Stream, name: &str, record: &ConsumerRecord) -> Map<String, Value> {
     let created_ms = i64::try_from(record.created_ms).unwrap_or(i64::MAX);
+    let status = match stream.record.status {
+        StreamStatus::Deleting => ConsumerStatus::Deleting,
+        _ => record.status,
+    };
     let members = [
         ("ConsumerName", Value::from(name)),
-        ("ConsumerARN", record.arn(stream, name).into()),
-        ("ConsumerStatus", record.status.as_str().into()),
+        ("ConsumerARN", record.arn(&stream.name, name).into()),
+        ("ConsumerStatus", status.as_str().into()),
         ("ConsumerCreationTimestamp", timestamp(created_ms)),
     ];
     members.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
