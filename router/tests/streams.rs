@@ -449,6 +449,44 @@ async fn consumers_go_with_their_stream() {
     assert_eq!(told["ConsumerDescription"]["ConsumerStatus"], "DELETING");
 }
 
+/// Who was writing when a stream went was told of a failure of the service (500), and tried again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_writes_while_a_stream_goes_is_told_that_it_is_not_there() {
+    let router = TestRouter::start().await;
+    for round in 0..10 {
+        router.create_stream("s", 4).await;
+        let write = |writer: u32, client: TestClient| async move {
+            let mut record = json!({ "PartitionKey": writer.to_string(), "Data": "AAAA" });
+            let (operation, input) = match writer % 2 {
+                0 => ("PutRecords", json!({ "StreamName": "s", "Records": [record] })),
+                _ => {
+                    record["StreamName"] = json!("s");
+                    ("PutRecord", record)
+                }
+            };
+            for _ in 0..100_000 {
+                match client.try_call(operation, input.clone()).await {
+                    Err(failure) if failure.kind != "ProvisionedThroughputExceededException" => {
+                        return failure;
+                    }
+                    _ => {}
+                }
+            }
+            panic!("the stream never goes");
+        };
+        let writers: Vec<_> =
+            (0..8).map(|writer| tokio::spawn(write(writer, router.client()))).collect();
+        tokio::time::sleep(Duration::from_millis(5 * round)).await;
+        router.client().call("DeleteStream", json!({ "StreamName": "s" })).await;
+        for writer in writers {
+            let failure = writer.await.expect("it ends");
+            assert_eq!(failure.kind, "ResourceNotFoundException", "{failure:?}");
+            assert_eq!(failure.message, "Stream s under account 123456789012 not found.");
+        }
+        router.client().wait_until_gone("s").await;
+    }
+}
+
 /// Gives a stream consumers, in its records.
 async fn register(router: &TestRouter, stream: &str, count: usize) {
     use thalweg_router::control::record::{ConsumerRecord, ConsumerStatus, RECORD_VERSION};

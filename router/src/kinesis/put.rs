@@ -26,7 +26,7 @@ use super::records::{
     decode_put_records,
 };
 use super::server::ApiResponse;
-use super::service::{Call, Service, check_serving};
+use super::service::{Call, Service, check_serving, not_found};
 use super::sigv4::Authenticator;
 use super::validate::{VIOLATIONS_MAX, violated};
 use crate::control::catalog::Stream;
@@ -141,7 +141,10 @@ impl<S: Store + Clone> Service<S> {
             Fate::Throttled { shard } => {
                 Err(ApiError::throughput_exceeded(throttle_message(stream, shard)))
             }
-            Fate::Failed => Err(ApiError::internal_failure()),
+            Fate::Failed => {
+                self.check_still_there(stream)?;
+                Err(ApiError::internal_failure())
+            }
         }
     }
 
@@ -173,8 +176,22 @@ impl<S: Store + Clone> Service<S> {
         }
         let outcome = self.store_records(stream, placed, request.records.len()).await;
         *written = outcome.written;
+        if outcome.fates.iter().all(|fate| matches!(fate, Fate::Failed)) {
+            self.check_still_there(stream)?;
+        }
         let body = answer(call.encoding, stream, &outcome.fates);
         Ok(ApiResponse::Whole(Bytes::from(body)))
+    }
+
+    /// Whether a stream into which nothing could be written may be written to after all.
+    ///
+    /// # Errors
+    /// ResourceNotFoundException: it has gone meanwhile, and to try again is in vain.
+    fn check_still_there(&self, stream: &Stream) -> Result<(), ApiError> {
+        match self.ground.catalog.stream_of(stream.id()) {
+            Some(now) => check_serving(&now),
+            None => Err(not_found(&stream.name)),
+        }
     }
 
     /// The stream of a write, if the caller may write to it.
