@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -226,6 +227,7 @@ impl<S: Store + Clone> Service<S> {
             if consumer.record.status == ConsumerStatus::Deleting {
                 return Ok(());
             }
+            self.wait_for_second_after(consumer.record.created_ms).await;
             let key = RecordKey::Consumer(stream.name.clone(), name.clone()).encode();
             let status = ConsumerStatus::Deleting;
             let record = ConsumerRecord { status, ..consumer.record.clone() };
@@ -238,6 +240,15 @@ impl<S: Store + Clone> Service<S> {
             found = self.authorized_consumer(call, input)?;
         }
         Err(contended(&found.stream))
+    }
+
+    /// Waits until the second in which a consumer was registered is over, a second at most. Its ARN
+    /// has the second, and the next consumer of its name is to have another ARN (API model,
+    /// Consumer).
+    async fn wait_for_second_after(&self, created_ms: u64) {
+        let over_ms = (created_ms / 1000 + 1) * 1000;
+        let left_ms = over_ms.saturating_sub((self.ground.now_ms)()).min(1000);
+        tokio::time::sleep(Duration::from_millis(left_ms)).await;
     }
 
     fn describe_consumer(&self, call: &Call, input: &NamedInput) -> Result<Value, ApiError> {

@@ -74,6 +74,28 @@ async fn a_consumer_lives_and_is_found_by_its_arn_or_its_name() {
     );
 }
 
+/// A consumer that was registered in the second in which the one before it was, had the ARN of that
+/// one, and with it whatever policies of identities say of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_two_consumers_of_a_name_have_the_same_arn() {
+    let router = TestRouter::start().await;
+    create(&router, "s", 1, 1024).await;
+    let client = router.client();
+    let mut arns = Vec::new();
+    for _ in 0..3 {
+        let arn = register(&router, "c").await;
+        assert!(!arns.contains(&arn), "{arn} again");
+        client.call("DeregisterStreamConsumer", json!({ "ConsumerARN": arn })).await;
+        let started = Instant::now();
+        let named = json!({ "StreamARN": STREAM, "ConsumerName": "c" });
+        while client.try_call("DescribeStreamConsumer", named.clone()).await.is_ok() {
+            assert!(started.elapsed() < PATIENCE, "the consumer does not go");
+            pause().await;
+        }
+        arns.push(arn);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn consumers_are_named_without_contradiction() {
     let router = TestRouter::start().await;
