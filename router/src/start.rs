@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus_client::collector::Collector;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use thalweg_wire::control::ShardLimits;
 use thiserror::Error;
 use tokio::task::{JoinError, JoinSet};
@@ -27,7 +28,7 @@ use crate::control::system_clock;
 use crate::kinesis::credentials::{Credentials, CredentialsError};
 use crate::kinesis::principal::PrincipalError;
 use crate::kinesis::server::{
-    Drained, MetricsText, Server, ServerConfig, StartError, TlsError, TlsIdentity,
+    Drained, Limits, MetricsText, Server, ServerConfig, StartError, TlsError, TlsIdentity,
 };
 use crate::kinesis::service::{Ground, Service, ServiceSettings};
 use crate::kinesis::sigv4::Authenticator;
@@ -44,6 +45,9 @@ const NODE_AGAIN: Duration = Duration::from_millis(200);
 const READ_PATIENCE: Duration = Duration::from_secs(10);
 /// How long who reads metrics may take when a router stops.
 const METRICS_DRAIN: Duration = Duration::from_secs(1);
+/// Files open beside the connections of clients: the store, credentials and policies, links to the
+/// cores of the node, and what the system's libraries need.
+const OPEN_FILES_BESIDE: u64 = 512;
 
 /// Why a router did not start, or had to end. Each says what to do.
 #[derive(Debug, Error)]
@@ -128,6 +132,7 @@ impl Router {
         more: Vec<Box<dyn Collector>>,
     ) -> Result<Router, RouterError> {
         config.check()?;
+        raise_open_files();
         // What needs nobody else comes first: a mistake there is told at once.
         let tls = config.tls.as_ref().map(read_identity).transpose()?;
         let authenticator = authenticator(&config.access)?;
@@ -232,6 +237,20 @@ impl Router {
         self.tasks.shutdown().await;
         self.store.close().await;
         drained
+    }
+}
+
+/// Takes what the system grants of open files. Its usual soft limit, 1024, is less than the
+/// connections that are served: whoever opened those kept the store from its file as well.
+fn raise_open_files() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    // Where this is refused, what there was has to do.
+    let _ = setrlimit(Resource::Nofile, raised);
+    let wanted = Limits::default().connections_max as u64 + OPEN_FILES_BESIDE;
+    if let Some(granted) = getrlimit(Resource::Nofile).current.filter(|granted| *granted < wanted) {
+        let advice = "raise the limit of open files (ulimit -n, LimitNOFILE)";
+        tracing::warn!(granted, wanted, advice, "too many connections can use up all open files");
     }
 }
 

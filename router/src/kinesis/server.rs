@@ -32,7 +32,7 @@ use tokio_util::task::TaskTracker;
 pub use api::{Api, ApiRequest, ApiResponse};
 pub use counts::{Refusals, ServerCounts};
 pub use events::{EVENTS_BYTES_MAX, EventSendError, EventSender, EventStream, event_channel};
-pub use limits::{ANSWER_BYTES_FREE, BODY_BYTES_MAX, HEAD_BYTES_MAX, HEADERS_MAX};
+pub use limits::{ANSWER_BYTES_FREE, BODY_BYTES_MAX, HEAD_BYTES_MAX, HEADERS_MAX, REFUSALS_MAX};
 pub use limits::{Limits, LimitsError};
 pub use tls::{TlsError, TlsIdentity};
 

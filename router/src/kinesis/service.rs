@@ -2,8 +2,9 @@
 //! they may is asked, and the operation's own file does it.
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
+use http::request::Parts;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 use thalweg_wire::limits::SHARD_BYTES_PER_S;
@@ -34,7 +35,7 @@ use crate::route::{Fetcher, Writer};
 pub(super) const CHANGE_ATTEMPTS_MAX: u32 = 10;
 
 /// How long it may take until what another took away is not seen any more.
-const CHANGE_PAUSE: std::time::Duration = std::time::Duration::from_millis(5);
+const CHANGE_PAUSE: Duration = Duration::from_millis(5);
 
 /// How a service works.
 #[derive(Clone, Debug)]
@@ -268,7 +269,7 @@ impl<S: Store + Clone> Service<S> {
             tracing::error!(arn = resource.arn, %error, "a recorded policy cannot be read");
             ApiError::internal_failure()
         })?;
-        let now = SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(call.now_ms);
+        let now = SystemTime::UNIX_EPOCH + Duration::from_millis(call.now_ms);
         let mut context = Context::new(now, &call.caller.region);
         context.source_ip = Some(call.context.source);
         context.is_secure_transport = call.context.is_tls;
@@ -348,7 +349,7 @@ impl<S: Store + Clone> Service<S> {
         request: ApiRequest,
     ) -> Result<ApiResponse, ApiError> {
         let now_ms = (self.ground.now_ms)();
-        let now = SystemTime::UNIX_EPOCH + std::time::Duration::from_millis(now_ms);
+        let now = SystemTime::UNIX_EPOCH + Duration::from_millis(now_ms);
         let caller = self.ground.authenticator.authenticate(&request.head, &request.body, now)?;
         let user_agent = request.head.headers.get(http::header::USER_AGENT);
         let call = Call {
@@ -445,6 +446,11 @@ impl<S: Store + Clone> Service<S> {
 impl<S: Store + Clone> Api for Service<S> {
     fn knows(&self, operation: &str) -> bool {
         model().operation(operation).is_some()
+    }
+
+    fn admits(&self, head: &Parts) -> Result<(), ApiError> {
+        let now = SystemTime::UNIX_EPOCH + Duration::from_millis((self.ground.now_ms)());
+        Ok(self.ground.authenticator.admit(head, now)?)
     }
 
     async fn call(&self, request: ApiRequest) -> Result<ApiResponse, ApiError> {

@@ -37,7 +37,7 @@ use self::error::excerpt;
 use self::parameters::{Parameters, Query, header};
 use self::scope::{Credential, TERMINATOR, is_region};
 use self::time::SignatureTime;
-use crate::kinesis::credentials::Credentials;
+use crate::kinesis::credentials::{AccessKey, Credentials};
 use crate::kinesis::principal::{Principal, PrincipalError};
 
 /// How far the clocks of client and service may differ, and how long a signature in a header is
@@ -117,15 +117,26 @@ impl Authenticator {
         }
     }
 
-    fn verify(
+    /// Judges what needs no body: refuses whom [`Authenticator::authenticate`] would refuse with
+    /// the same error, whatever the body. Who passes names an access key, and has proved nothing.
+    ///
+    /// # Errors
+    /// [`AuthError`].
+    pub fn admit(&self, head: &Parts, now: SystemTime) -> Result<(), AuthError> {
+        let Mode::Verify(credentials) = &self.mode else { return Ok(()) };
+        let query = Query::parse(head.uri.query().unwrap_or_default());
+        let parameters = Parameters::find(&head.headers, &query)?;
+        self.claim(credentials, head, &parameters, now).map(drop)
+    }
+
+    /// Who the sender claims to be, and by which signature.
+    fn claim<'a>(
         &self,
         credentials: &Credentials,
         head: &Parts,
-        body: &[u8],
+        parameters: &'a Parameters<'_>,
         now: SystemTime,
-    ) -> Result<Caller, AuthError> {
-        let query = Query::parse(head.uri.query().unwrap_or_default());
-        let parameters = Parameters::find(&head.headers, &query)?;
+    ) -> Result<Claim<'a>, AuthError> {
         let signed_at = parameters.time()?;
         check_time(&signed_at, parameters.expires_s()?, DateTime::from(now).secs())?;
         let signed_headers = SignedHeaders::parse(&parameters.signed_headers)?;
@@ -137,6 +148,20 @@ impl Authenticator {
         credential.check_scope(self.service, &self.regions, &signed_at)?;
         let key = credentials.find(credential.access_key_id).ok_or(AuthError::UnknownKey)?;
         check_payload_is_signed(head)?;
+        Ok(Claim { signed_at, signed_headers, credential, key })
+    }
+
+    fn verify(
+        &self,
+        credentials: &Credentials,
+        head: &Parts,
+        body: &[u8],
+        now: SystemTime,
+    ) -> Result<Caller, AuthError> {
+        let query = Query::parse(head.uri.query().unwrap_or_default());
+        let parameters = Parameters::find(&head.headers, &query)?;
+        let claim = self.claim(credentials, head, &parameters, now)?;
+        let Claim { signed_at, signed_headers, credential, key } = claim;
 
         let payload_hash = hexadecimal(digest::digest(&digest::SHA256, body).as_ref());
         let canonical = |view| {
@@ -170,6 +195,14 @@ impl Authenticator {
         let credential = Credential::parse(&parameters.credential).ok()?;
         is_region(credential.region, &self.regions).then(|| credential.region.to_owned())
     }
+}
+
+/// What a request says of its sender, complete and timely, and not proved.
+struct Claim<'a> {
+    signed_at: SignatureTime,
+    signed_headers: SignedHeaders,
+    credential: Credential<'a>,
+    key: Arc<AccessKey>,
 }
 
 fn check_time(
@@ -283,8 +316,18 @@ mod tests {
         UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).expect("after 1970"))
     }
 
+    /// What is refused without the body is refused with it in the same way.
     fn judge(vector: &Vector) -> Result<Caller, AuthError> {
-        authenticator().authenticate(&vector.head, &vector.body, at(SIGNED_AT_S))
+        let (authenticator, now) = (authenticator(), at(SIGNED_AT_S));
+        let admitted = authenticator.admit(&vector.head, now);
+        let judged = authenticator.authenticate(&vector.head, &vector.body, now);
+        let told = |error: &AuthError| (error.kind(), error.to_string());
+        let needs_body = |error: &&AuthError| {
+            matches!(error, AuthError::Mismatch { .. } | AuthError::SessionToken)
+        };
+        let without_body = judged.as_ref().err().filter(|error| !needs_body(error));
+        assert_eq!(admitted.as_ref().err().map(told), without_body.map(told));
+        judged
     }
 
     fn with_header(mut vector: Vector, name: &'static str, value: &str) -> Vector {

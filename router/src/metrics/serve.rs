@@ -2,6 +2,8 @@
 
 use std::net::SocketAddr;
 
+use http::request::Parts;
+
 use crate::kinesis::error::ApiError;
 use crate::kinesis::server::{
     Api, ApiRequest, ApiResponse, MetricsText, Server, ServerConfig, StartError,
@@ -22,6 +24,10 @@ struct NoApi;
 impl Api for NoApi {
     fn knows(&self, _: &str) -> bool {
         false
+    }
+
+    fn admits(&self, _: &Parts) -> Result<(), ApiError> {
+        Ok(())
     }
 
     async fn call(&self, request: ApiRequest) -> Result<ApiResponse, ApiError> {

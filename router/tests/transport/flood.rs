@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use thalweg_router::kinesis::server::{HEAD_BYTES_MAX, REFUSALS_MAX};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -108,5 +109,43 @@ async fn bodies_that_never_end_are_bounded() {
     assert!(growth < 200 << 20, "{growth} bytes more");
     let mut client = Client::new(TcpStream::connect(server.address).await.expect("it listens"));
     drop(streams);
+    assert_eq!(client.call("Echo", "still there").await.text(), "still there");
+}
+
+/// Heads were kept while what follows them was waited for: 16 connections, 250 MB of them.
+#[tokio::test]
+async fn heads_of_requests_that_are_refused_are_bounded() {
+    const CONNECTIONS: usize = 16;
+    const STREAMS: u32 = 250;
+    const HEAD_BYTES: usize = 60_000;
+    let server = ServerProcess::start(None);
+    let before = server.resident_bytes();
+    let long = "a".repeat(HEAD_BYTES);
+    let block = call_block("Nothing", &[("x-long", &long)]);
+    let mut pieces = block.chunks(16_000);
+    let first = pieces.next().expect("a block");
+    let rest: Vec<&[u8]> = pieces.collect();
+    let mut connections = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let mut stream = TcpStream::connect(server.address).await.expect("the server listens");
+        stream.write_all(PREFACE).await.expect("the server reads");
+        let mut bytes = frame(SETTINGS, 0, 0, &[]);
+        for number in 0..STREAMS {
+            bytes.extend(frame(HEADERS, 0, 2 * number + 1, first));
+            for (place, piece) in rest.iter().enumerate() {
+                let flags = if place + 1 == rest.len() { END_HEADERS } else { 0 };
+                bytes.extend(frame(CONTINUATION, flags, 2 * number + 1, piece));
+            }
+        }
+        // Who is refused too often is cut off.
+        let _ = timeout(Duration::from_secs(5), stream.write_all(&bytes)).await;
+        connections.push(stream);
+    }
+    let growth = server.resident_bytes().saturating_sub(before);
+    println!("{} MiB more", growth >> 20);
+    // As many heads as may be, and small change for each connection.
+    let most = REFUSALS_MAX * 2 * HEAD_BYTES_MAX + CONNECTIONS * (2 << 20);
+    assert!(growth < most, "{growth} bytes more");
+    let mut client = Client::new(TcpStream::connect(server.address).await.expect("it listens"));
     assert_eq!(client.call("Echo", "still there").await.text(), "still there");
 }

@@ -8,7 +8,8 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
 use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use thalweg_router::kinesis::server::Limits;
+use thalweg_router::kinesis::error::ErrorKind;
+use thalweg_router::kinesis::server::{Limits, REFUSALS_MAX, ServerCounts};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -391,4 +392,49 @@ async fn a_refusal_waits_for_the_end_of_the_body() {
     }
     let answer = answer.await;
     assert_eq!((answer.kind, answer.stream), (HEADERS, 1));
+}
+
+/// Requests that are refused waited for their bodies, and their answers for windows, in any number.
+#[tokio::test]
+async fn refusals_on_all_connections_have_a_limit() {
+    const STREAMS: usize = 250;
+    let limits = Limits { body_time: PATIENCE, requests_max: 1, ..Limits::default() };
+    let served = Served::start(limits);
+    let block = call_block("Nothing", &[]);
+    let health = [(":method", "GET"), (":scheme", "http"), (":path", "/health")];
+    let health = header_block(&health);
+    let mut clients = Vec::new();
+    let mut began = 0;
+    while began < REFUSALS_MAX + 10 {
+        // No window for answers, and bodies that never end.
+        let mut client = Frames::connect(served.address(), &setting(4, 0)).await;
+        client.until(|frame| frame.kind == SETTINGS && frame.flags == 0).await;
+        for number in 0..STREAMS.min(REFUSALS_MAX + 10 - began) {
+            let stream = 2 * number as u32 + 1;
+            let frame = match number % 2 {
+                0 => frame(HEADERS, END_HEADERS, stream, &block),
+                _ => frame(HEADERS, END_HEADERS | END_STREAM, stream, &health),
+            };
+            client.send(&frame).await;
+            began += 1;
+        }
+        clients.push(client);
+    }
+    let refused = |counts: &ServerCounts| counts.refusals.of(ErrorKind::ServiceUnavailable);
+    served.until("ten without a place", |counts| refused(counts) == 10).await;
+    let client = clients.last_mut().expect("there are some");
+    client.send(&frame(HEADERS, END_HEADERS | END_STREAM, 499, &health)).await;
+    let reset = client.until(|frame| frame.kind == RESET && frame.stream == 499).await;
+    // REFUSED_STREAM: nothing was done.
+    assert_eq!(reset.payload, [0, 0, 0, 7]);
+    // Calls have places of their own, and HTTP/1.1 goes on without: nobody is waited for.
+    let mut client = served.connect().await;
+    assert_eq!(client.call("Echo", "a").await.text(), "a");
+    client.send(crate::support::head("Nothing", "content-length: 1000\r\n")).await;
+    let answer = client.answer().await;
+    assert_eq!((answer.status, answer.header("connection")), (400, "close"));
+    drop(clients);
+    served.until("the end of all", |counts| counts.connections_open == 0).await;
+    let mut client = connect(&served).await;
+    assert_eq!(text(&mut client, call("Nothing", &[], "{}")).await.0, 400);
 }

@@ -258,3 +258,38 @@ async fn an_api_that_does_not_answer_is_a_failure() {
     );
     assert_eq!(client.call("Echo", "next").await.text(), "next");
 }
+
+/// Strangers took memory and places before anybody asked who they were: 32 requests that said
+/// nothing of their length, 4096 whose bodies never came, and every call was refused. Who may not
+/// call is found out before either is given.
+#[tokio::test]
+async fn strangers_take_neither_memory_nor_places() {
+    let limits = Limits {
+        requests_max: 2,
+        body_bytes_max: 1000,
+        bodies_bytes_max: 1000,
+        body_time: PATIENCE,
+        ..Limits::default()
+    };
+    let served = Served::start(limits);
+    let mut strangers = Vec::new();
+    for length in ["content-length: 1000\r\n", "transfer-encoding: chunked\r\n"].repeat(10) {
+        let mut client = served.connect().await;
+        client.send(head("Echo", &format!("x-test-stranger: yes\r\n{length}"))).await;
+        strangers.push((client, length.starts_with("content-length")));
+    }
+    served.until("all have come", |counts| counts.requests == 20).await;
+    let counts = served.server.counts();
+    assert_eq!((counts.requests_open, counts.bodies_bytes), (0, 0));
+    let mut client = served.connect().await;
+    let most = "y".repeat(1000);
+    assert_eq!(client.call("Echo", &most).await.text(), most);
+    // They are told once they have said all.
+    for (mut client, is_plain) in strangers {
+        let rest = if is_plain { "x".repeat(1000) } else { "1\r\nx\r\n0\r\n\r\n".to_owned() };
+        client.send(rest).await;
+        let answer = client.answer().await;
+        assert_eq!((answer.status, answer.error_type()), (400, "AccessDeniedException"));
+    }
+    assert_eq!(served.api.begun.load(SeqCst), 1);
+}

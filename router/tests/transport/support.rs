@@ -120,6 +120,13 @@ impl Api for TestApi {
         OPERATIONS.contains(&operation)
     }
 
+    fn admits(&self, head: &http::request::Parts) -> Result<(), ApiError> {
+        match head.headers.contains_key("x-test-stranger") {
+            true => Err(ApiError::access_denied("A stranger is not let in.")),
+            false => Ok(()),
+        }
+    }
+
     async fn call(&self, request: ApiRequest) -> Result<ApiResponse, ApiError> {
         self.begun.fetch_add(1, SeqCst);
         let answer = self.answer(request).await;

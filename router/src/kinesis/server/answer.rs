@@ -32,17 +32,10 @@ const ERROR_TYPE: HeaderName = HeaderName::from_static("x-amzn-errortype");
 pub(super) struct Holding {
     /// The request counts as under way.
     pub(super) under_way: UnderWay,
-    /// Its place among the requests, or among the event streams.
+    /// Its place among the requests, among the refusals or among the event streams.
     pub(super) place: Option<OwnedSemaphorePermit>,
     /// Memory of the answer.
     pub(super) room: Option<OwnedSemaphorePermit>,
-}
-
-impl Holding {
-    /// Of an answer that needs no place.
-    pub(super) fn only(under_way: UnderWay) -> Holding {
-        Holding { under_way, place: None, room: None }
-    }
 }
 
 /// The body of an answer.
@@ -250,13 +243,12 @@ pub(super) fn preflight(
     ids: &RequestIds,
     asked: &HeaderMap,
     exchange: Arc<Exchange>,
-    under_way: UnderWay,
+    holding: Holding,
 ) -> Response<AnswerBody> {
     use http::header::{
         ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
         ACCESS_CONTROL_MAX_AGE, ACCESS_CONTROL_REQUEST_HEADERS, ACCESS_CONTROL_REQUEST_METHOD,
     };
-    let holding = Holding::only(under_way);
     let mut response = Response::new(AnswerBody::whole(Bytes::new(), exchange, holding));
     let headers = response.headers_mut();
     headers.insert(REQUEST_ID, ascii(&ids.request_id));

@@ -67,6 +67,13 @@ pub trait Api: Send + Sync + 'static {
     /// Whether there is such an operation.
     fn knows(&self, operation: &str) -> bool;
 
+    /// Whether a request with this head may be somebody's who is let in. It is asked before the
+    /// request takes a place or memory, so that strangers cannot use up what callers need.
+    ///
+    /// # Errors
+    /// What [`Api::call`] would answer, whatever the body.
+    fn admits(&self, head: &http::request::Parts) -> Result<(), ApiError>;
+
     /// Answers a request. The future is dropped when the client is gone, at the end of a drain
     /// and after [`Limits::answer_time`](super::Limits::answer_time): what it began must then
     /// come to its end elsewhere, or be repeatable.

@@ -1,6 +1,5 @@
 //! The way of a request: checks in the service's order, its body, the API, the answer.
 
-use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -8,6 +7,7 @@ use bytes::Bytes;
 use http::header::{CONTENT_TYPE, EXPECT, HOST, HeaderValue, ORIGIN};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version, request};
 use hyper::body::{Body, Incoming};
+use thiserror::Error;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -24,7 +24,7 @@ use super::counts::{Counters, ServerCounts};
 use super::events::EventStream;
 use super::exchange::{EXCHANGE, Exchange, UnderWay};
 use super::intake::{Failed, Intake, IntakeError, discard};
-use super::limits::{ANSWER_BYTES_FREE, HEADERS_MAX, Limits};
+use super::limits::{ANSWER_BYTES_FREE, HEADERS_MAX, Limits, REFUSALS_MAX};
 use super::{HEALTH_PATH, METRICS_CONTENT_TYPE, METRICS_PATH, MetricsText};
 
 /// Texts of metrics in memory at a time, made or being taken: some kilobytes for each stream in use.
@@ -46,6 +46,7 @@ pub(super) struct Front<A> {
     pub(super) drain: CancellationToken,
     pub(super) connections: Arc<Semaphore>,
     requests: Arc<Semaphore>,
+    refusals: Arc<Semaphore>,
     event_streams: Arc<Semaphore>,
     answers: Arc<Semaphore>,
     metrics_texts: Arc<Semaphore>,
@@ -68,6 +69,7 @@ impl<A: Api> Front<A> {
             drain: CancellationToken::new(),
             connections: Arc::new(Semaphore::new(limits.connections_max)),
             requests: Arc::new(Semaphore::new(limits.requests_max)),
+            refusals: Arc::new(Semaphore::new(REFUSALS_MAX)),
             event_streams: Arc::new(Semaphore::new(limits.event_streams_max)),
             answers: Arc::new(Semaphore::new(limits.answers_bytes_max)),
             metrics_texts: Arc::new(Semaphore::new(METRICS_TEXTS_MAX)),
@@ -93,20 +95,24 @@ impl<A: Api> Front<A> {
     }
 
     /// Answers a request, whatever it is.
+    ///
+    /// # Errors
+    /// [`Overrun`], which resets the HTTP/2 stream.
     pub(super) async fn answer(
         self: Arc<Self>,
         line: Line,
         request: Request<Incoming>,
-    ) -> Result<Response<AnswerBody>, Infallible> {
+    ) -> Result<Response<AnswerBody>, Overrun> {
         let exchange = EXCHANGE.with(Arc::clone);
         let under_way = UnderWay::new(exchange.activity().clone());
         let (head, mut body) = request.into_parts();
-        match self.inspect(&head) {
-            Some(Inspected::Health) => return Ok(self.health(exchange, under_way)),
-            Some(Inspected::Metrics(metrics)) => {
-                return Ok(self.metrics(metrics, exchange, under_way).await);
-            }
-            None => {}
+        if let Some(inspected) = self.inspect(&head) {
+            let place = self.refusal_place(head.version)?;
+            let holding = Holding { under_way, place, room: None };
+            return Ok(match inspected {
+                Inspected::Health => self.health(exchange, holding),
+                Inspected::Metrics(metrics) => self.metrics(metrics, exchange, holding).await,
+            });
         }
         self.counters.requests.add_one();
         let ids = RequestIds::new();
@@ -115,35 +121,42 @@ impl<A: Api> Front<A> {
         let wanted = self.check(&head, body.size_hint().exact());
         let mut response = match wanted {
             Ok(Wanted::Preflight) => {
-                let is_usable = self.discard(&head, &mut body).await;
-                let mut response = preflight(&ids, &head.headers, exchange, under_way);
+                let place = self.refusal_place(version)?;
+                let is_usable = self.discard(&head, &mut body, place.is_some()).await;
+                let holding = Holding { under_way, place, room: None };
+                let mut response = preflight(&ids, &head.headers, exchange, holding);
                 if !is_usable {
                     close_after(&mut response, version);
                 }
                 return Ok(response);
             }
             Ok(Wanted::Call { operation, encoding }) => {
-                let call = Call { operation, encoding, line, head, body };
-                match self.call(call, &ids).await {
+                let answered = match self.requests.clone().try_acquire_owned() {
+                    Ok(place) => {
+                        let call = Call { operation, encoding, line, head, body, place };
+                        self.call(call, &ids).await
+                    }
+                    Err(_) => {
+                        let error = "Too many requests are under way: try again later.";
+                        Err(self.refuse(self.no_room(error), &head, body).await?)
+                    }
+                };
+                match answered {
                     Ok(outcome) => {
                         outcome.into_response(&self, &ids, encoding, exchange, under_way)
                     }
                     Err(refused) => {
-                        let holding = Holding::only(under_way);
-                        let encoding = Some(encoding);
-                        refused.into_response(&ids, encoding, version, exchange, holding)
+                        refused.into_response(&ids, Some(encoding), version, exchange, under_way)
                     }
                 }
             }
             Err(error) => {
                 self.counters.note_refusal(error.kind);
-                let is_connection_usable = self.discard(&head, &mut body).await;
                 // Who does not say what is wanted gets XML, whatever the content type.
                 let is_undetermined = error.kind == ErrorKind::OperationUndetermined;
                 let encoding = encoding_of(&head.headers).filter(|_| !is_undetermined);
-                let refused = Refused { error, is_connection_usable };
-                let holding = Holding::only(under_way);
-                refused.into_response(&ids, encoding, version, exchange, holding)
+                let refused = self.refuse(error, &head, body).await?;
+                refused.into_response(&ids, encoding, version, exchange, under_way)
             }
         };
         if has_origin {
@@ -164,12 +177,12 @@ impl<A: Api> Front<A> {
         }
     }
 
-    fn health(&self, exchange: Arc<Exchange>, under_way: UnderWay) -> Response<AnswerBody> {
+    fn health(&self, exchange: Arc<Exchange>, holding: Holding) -> Response<AnswerBody> {
         let (status, text) = match self.drain.is_cancelled() {
             true => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
             false => (StatusCode::OK, "ok\n"),
         };
-        plain(status, TEXT, text.to_owned(), exchange, Holding::only(under_way))
+        plain(status, TEXT, text.to_owned(), exchange, holding)
     }
 
     /// The metrics. The text is made where it may take its time: of many streams there is much to
@@ -178,26 +191,27 @@ impl<A: Api> Front<A> {
         &self,
         metrics: MetricsText,
         exchange: Arc<Exchange>,
-        under_way: UnderWay,
+        holding: Holding,
     ) -> Response<AnswerBody> {
         let busy = StatusCode::SERVICE_UNAVAILABLE;
         let Ok(place) = self.metrics_texts.clone().try_acquire_owned() else {
             let text = "too many ask for metrics at a time\n".to_owned();
-            return plain(busy, TEXT, text, exchange, Holding::only(under_way));
+            return plain(busy, TEXT, text, exchange, holding);
         };
         let counts = self.counts();
         // Made to its end though nobody waits for it any more: until then it has its place.
         let made = tokio::task::spawn_blocking(move || (metrics(&counts), place)).await;
         match made {
             Ok((text, place)) => {
-                let holding = Holding { under_way, place: Some(place), room: None };
+                // One of few places instead of one of many.
+                let holding = Holding { place: Some(place), ..holding };
                 plain(StatusCode::OK, METRICS_CONTENT_TYPE, text, exchange, holding)
             }
             Err(error) => {
                 tracing::error!(%error, "metrics could not be written");
                 let text = "metrics could not be written\n".to_owned();
                 let failed = StatusCode::INTERNAL_SERVER_ERROR;
-                plain(failed, TEXT, text, exchange, Holding::only(under_way))
+                plain(failed, TEXT, text, exchange, holding)
             }
         }
     }
@@ -239,6 +253,7 @@ impl<A: Api> Front<A> {
         let target = std::str::from_utf8(target).unwrap_or_default();
         match target.strip_prefix(TARGET_PREFIX) {
             Some(operation) if self.api.knows(operation) => {
+                self.api.admits(head)?;
                 Ok(Wanted::Call { operation: operation.to_owned(), encoding })
             }
             Some(_) => Err(ApiError::unknown_operation("There is no such operation.")),
@@ -249,15 +264,12 @@ impl<A: Api> Front<A> {
     }
 
     async fn call(&self, call: Call, ids: &RequestIds) -> Result<Outcome, Refused> {
-        let Call { operation, encoding, line, mut head, mut body } = call;
+        let Call { operation, encoding, line, mut head, body, place } = call;
         let is_continue_expected = head.headers.contains_key(EXPECT);
-        let Ok(place) = self.requests.clone().try_acquire_owned() else {
-            let is_connection_usable = self.discard(&head, &mut body).await;
-            let error = self.no_room("Too many requests are under way: try again later.");
-            return Err(Refused { error, is_connection_usable });
+        let body = match self.intake.receive(body, &self.limits, is_continue_expected).await {
+            Ok(body) => body,
+            Err(failed) => return Err(self.not_received(failed, place)),
         };
-        let received = self.intake.receive(body, &self.limits, is_continue_expected).await;
-        let body = received.map_err(|failed| self.not_received(failed))?;
         add_host(&mut head);
         let request = ApiRequest {
             operation,
@@ -276,8 +288,10 @@ impl<A: Api> Front<A> {
             self.counters.note_refusal(error.kind);
             Err(error)
         });
-        let response = answered.map_err(Refused::of_usable_connection)?;
-        self.outcome(response, place).map_err(Refused::of_usable_connection)
+        match answered {
+            Ok(response) => self.outcome(response, place),
+            Err(error) => Err(Refused::of_usable_connection(error, place)),
+        }
     }
 
     /// Finds the place in which an answer waits for its client.
@@ -285,7 +299,7 @@ impl<A: Api> Front<A> {
         &self,
         response: ApiResponse,
         place: OwnedSemaphorePermit,
-    ) -> Result<Outcome, ApiError> {
+    ) -> Result<Outcome, Refused> {
         match response {
             ApiResponse::Whole(bytes) if bytes.len() <= ANSWER_BYTES_FREE => {
                 Ok(Outcome::Whole { bytes, place, room: None })
@@ -294,16 +308,19 @@ impl<A: Api> Front<A> {
                 let needed = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
                 match self.answers.clone().try_acquire_many_owned(needed) {
                     Ok(room) => Ok(Outcome::Whole { bytes, place, room: Some(room) }),
-                    Err(_) => Err(self.no_room("Too many answers wait for their clients.")),
+                    Err(_) => {
+                        let error = self.no_room("Too many answers wait for their clients.");
+                        Err(Refused::of_usable_connection(error, place))
+                    }
                 }
             }
-            ApiResponse::Events(stream) => {
-                drop(place);
-                match self.event_streams.clone().try_acquire_owned() {
-                    Ok(place) => Ok(Outcome::Events { stream, place }),
-                    Err(_) => Err(self.no_room("Too many event streams are open.")),
+            ApiResponse::Events(stream) => match self.event_streams.clone().try_acquire_owned() {
+                Ok(place) => Ok(Outcome::Events { stream, place }),
+                Err(_) => {
+                    let error = self.no_room("Too many event streams are open.");
+                    Err(Refused::of_usable_connection(error, place))
                 }
-            }
+            },
         }
     }
 
@@ -313,20 +330,57 @@ impl<A: Api> Front<A> {
         error
     }
 
-    fn not_received(&self, failed: Failed) -> Refused {
+    fn not_received(&self, failed: Failed, place: OwnedSemaphorePermit) -> Refused {
         if let IntakeError::TooSlow { .. } = &failed.error {
             self.counters.clients_cut.add_one();
         }
         let is_connection_usable = failed.is_connection_usable;
         let error = ApiError::from(failed.error);
         self.counters.note_refusal(error.kind);
-        Refused { error, is_connection_usable }
+        Refused { error, is_connection_usable, place: Some(place) }
+    }
+
+    /// A place for a request that is not given to the API: a client that sends such and takes no
+    /// answers must neither fill the memory nor keep others from theirs. With HTTP/1.1 there are no
+    /// more of them than connections, so it goes without; an HTTP/2 stream does not.
+    fn refusal_place(&self, version: Version) -> Result<Option<OwnedSemaphorePermit>, Overrun> {
+        match self.refusals.clone().try_acquire_owned() {
+            Ok(place) => Ok(Some(place)),
+            Err(_) if version < Version::HTTP_2 => Ok(None),
+            Err(_) => {
+                self.counters.note_refusal(ErrorKind::ServiceUnavailable);
+                Err(Overrun { reset: h2::Reason::REFUSED_STREAM.into() })
+            }
+        }
+    }
+
+    /// Lets go of a request that the API is not asked about.
+    async fn refuse(
+        &self,
+        error: ApiError,
+        head: &request::Parts,
+        mut body: Incoming,
+    ) -> Result<Refused, Overrun> {
+        let place = self.refusal_place(head.version)?;
+        let is_connection_usable = self.discard(head, &mut body, place.is_some()).await;
+        Ok(Refused { error, is_connection_usable, place })
     }
 
     /// Lets go of the body of a refused request. Tells whether the connection is still of use.
-    async fn discard(&self, head: &request::Parts, body: &mut Incoming) -> bool {
-        discard(body, &self.limits, head.headers.contains_key(EXPECT)).await
+    async fn discard(&self, head: &request::Parts, body: &mut Incoming, has_place: bool) -> bool {
+        // Nobody is waited for without a place.
+        let is_given_up = !has_place || head.headers.contains_key(EXPECT);
+        discard(body, &self.limits, is_given_up).await
     }
+}
+
+/// More requests are refused at a time on HTTP/2 connections than are remembered.
+#[derive(Debug, Error)]
+#[error("too many requests are being refused")]
+pub(super) struct Overrun {
+    /// hyper finds it there.
+    #[source]
+    reset: h2::Error,
 }
 
 /// What those ask for who look after the server.
@@ -350,6 +404,8 @@ struct Call {
     line: Line,
     head: request::Parts,
     body: Incoming,
+    /// Among the requests that are under way.
+    place: OwnedSemaphorePermit,
 }
 
 /// An answer that has its place.
@@ -382,15 +438,17 @@ impl Outcome {
     }
 }
 
-/// An error, and whether the connection can serve another request after it.
+/// An error, whether the connection can serve another request after it, and the place in which it
+/// waits for its client.
 struct Refused {
     error: ApiError,
     is_connection_usable: bool,
+    place: Option<OwnedSemaphorePermit>,
 }
 
 impl Refused {
-    fn of_usable_connection(error: ApiError) -> Refused {
-        Refused { error, is_connection_usable: true }
+    fn of_usable_connection(error: ApiError, place: OwnedSemaphorePermit) -> Refused {
+        Refused { error, is_connection_usable: true, place: Some(place) }
     }
 
     fn into_response(
@@ -399,8 +457,9 @@ impl Refused {
         encoding: Option<Encoding>,
         version: Version,
         exchange: Arc<Exchange>,
-        holding: Holding,
+        under_way: UnderWay,
     ) -> Response<AnswerBody> {
+        let holding = Holding { under_way, place: self.place, room: None };
         let mut response = failure(ids, &self.error, encoding, exchange, holding);
         if !self.is_connection_usable {
             close_after(&mut response, version);

@@ -104,16 +104,14 @@ impl Intake {
 
 /// Receives what is left of a refused request's body and throws it away. Tells whether it came to
 /// its end, without which an HTTP/1.1 connection is of no more use.
-pub(super) async fn discard(
-    body: &mut Incoming,
-    limits: &Limits,
-    is_continue_expected: bool,
-) -> bool {
+///
+/// Nothing is received of a body that is given up: above all of one whose client waits to be asked
+/// for it, and is answered instead.
+pub(super) async fn discard(body: &mut Incoming, limits: &Limits, is_given_up: bool) -> bool {
     if body.is_end_stream() {
         return true;
     }
-    // The client waits to be asked for the body, and is answered instead.
-    if is_continue_expected {
+    if is_given_up {
         return false;
     }
     let started = Instant::now();

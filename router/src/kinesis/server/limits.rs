@@ -27,6 +27,12 @@ pub const HEAD_BYTES_MAX: usize = 64 << 10;
 /// Headers of a request. SDKs send about twenty.
 pub const HEADERS_MAX: usize = 100;
 
+/// Requests that are being refused at a time, or ask for health or metrics: what is left of their
+/// bodies is received, and their answers wait to be taken, up to 64 KiB of head each. Calls have
+/// places of their own, so nobody who is refused anyway takes them away. Above, streams of HTTP/2
+/// are reset; connections of HTTP/1.1 are answered and closed.
+pub const REFUSALS_MAX: usize = 1024;
+
 /// What may be in use at a time and how long it may take. All are per server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
