@@ -56,6 +56,9 @@ pub struct RouterConfig {
     pub write_bytes_max: usize,
     /// Bytes of records read from the node that have not been answered yet.
     pub read_bytes_max: usize,
+    /// Bytes of records that may be on their way to subscribers. Each has a little more than 1 MiB
+    /// of it, or its stream's largest record, for as long as it lasts.
+    pub subscribe_bytes_max: usize,
     /// How long calls that are under way may take to end when the router stops.
     pub drain_time: Duration,
 }
@@ -73,6 +76,8 @@ impl RouterConfig {
             metrics_listen: None,
             write_bytes_max: 256 << 20,
             read_bytes_max: 256 << 20,
+            // Nearly 1000 subscriptions: 20 consumers of 50 shards.
+            subscribe_bytes_max: 1 << 30,
             // Service managers kill 30 s after they asked (Kubernetes), or later.
             drain_time: Duration::from_secs(20),
         }

@@ -167,7 +167,11 @@ impl Router {
         let writer = Writer::new(node.clone(), writer_config);
         let read_memory = AnswerMemory::new(config.read_bytes_max);
         let read_links = NodeLinks::new(link_limits, read_memory.clone());
-        let fetcher = Fetcher::new(Arc::new(ReadRoutes(node.clone())), read_links, READ_PATIENCE);
+        let read_routes = Arc::new(ReadRoutes(node.clone()));
+        let fetcher = Fetcher::new(read_routes.clone(), read_links, READ_PATIENCE);
+        let subscribe_memory = AnswerMemory::new(config.subscribe_bytes_max);
+        let subscribe_links = NodeLinks::new(link_limits, subscribe_memory.clone());
+        let subscribe_fetcher = Fetcher::new(read_routes, subscribe_links, READ_PATIENCE);
         let retention = Retention::new(
             store.clone(),
             catalog.clone(),
@@ -186,13 +190,14 @@ impl Router {
             node,
             writer: writer.clone(),
             fetcher,
+            subscribe_fetcher,
             authenticator,
             now_ms,
         };
         let settings = ServiceSettings { limits: config.limits, ..ServiceSettings::default() };
         let service = Service::new(ground, settings);
         let operations = service.operation_counts();
-        let own = RouterCollector { operations, catalog, writer, read_memory };
+        let own = RouterCollector { operations, catalog, writer, read_memory, subscribe_memory };
         let text = own.into_text(more);
         let metrics = config.metrics_listen.is_none().then(|| text.clone());
         let server_config = ServerConfig { tls, metrics, ..ServerConfig::plain(config.listen) };

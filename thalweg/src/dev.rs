@@ -25,6 +25,8 @@ use crate::size::Size;
 const SEGMENT_BYTES: u64 = 64 << 20;
 /// Bytes of records that wait for the node, and of those that wait for clients.
 const ROUTER_BYTES_MAX: usize = 64 << 20;
+/// Bytes of records on their way to subscribers: some 250 subscriptions.
+const SUBSCRIBE_BYTES_MAX: usize = 256 << 20;
 
 /// Arguments of `thalweg dev`.
 #[derive(Args, Debug)]
@@ -118,6 +120,7 @@ impl DevArgs {
             limits: !self.unlimited,
             write_bytes_max: ROUTER_BYTES_MAX,
             read_bytes_max: ROUTER_BYTES_MAX,
+            subscribe_bytes_max: SUBSCRIBE_BYTES_MAX,
             ..RouterConfig::new(self.listen, self.data_dir.join("store"), access)
         }
     }

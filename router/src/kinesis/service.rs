@@ -67,6 +67,9 @@ pub struct Ground<S> {
     pub writer: Writer,
     /// Reads from it.
     pub fetcher: Fetcher,
+    /// Reads for subscriptions, with memory of its own: they hold theirs for as long as they last,
+    /// and other reads would wait for it.
+    pub subscribe_fetcher: Fetcher,
     /// Finds out who calls.
     pub authenticator: Authenticator,
     /// What time it is.

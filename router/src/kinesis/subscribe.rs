@@ -115,6 +115,13 @@ impl<S: Store + Clone> Service<S> {
             let is_refused = self.reading.subscriptions.refuses(&key);
             return Err(if is_refused { in_use(&consumer, shard.0) } else { dry_run() });
         }
+        // It would wait for another to end, and be told then that the service fails.
+        if self.ground.subscribe_fetcher.bytes_free() < credit_bytes(&stream) as usize {
+            return Err(ApiError::limit_exceeded(
+                "Too many subscriptions are open at a time: there is no memory for another one. Try \
+                 again when some have ended.",
+            ));
+        }
         let place = self.resolve(&stream, shard.0, start).await?;
         let counts = stream.consumer_counts(&consumer.name).cloned();
         let counts = counts.expect("the consumer was found in this stream");
@@ -126,7 +133,7 @@ impl<S: Store + Clone> Service<S> {
         let (sender, events) = event_channel(CLIENT_BYTES_MAX);
         let subscriber = Subscriber {
             catalog: self.ground.catalog.clone(),
-            fetcher: self.ground.fetcher.clone(),
+            fetcher: self.ground.subscribe_fetcher.clone(),
             now_ms: self.ground.now_ms.clone(),
             encoding: call.encoding,
             consumer,

@@ -28,6 +28,8 @@ pub struct RouterCollector {
     pub writer: Writer,
     /// What was read and has not been answered.
     pub read_memory: AnswerMemory,
+    /// What subscribers have on their way, or may have.
+    pub subscribe_memory: AnswerMemory,
 }
 
 impl fmt::Debug for RouterCollector {
@@ -85,7 +87,12 @@ impl RouterCollector {
         let bytes = (memory.bytes_max() - memory.bytes_free()) as u64;
         gauge(encoder, "router_fetcher_bytes", help, bytes)?;
         let help = "Bytes that may be reserved for what is read";
-        gauge(encoder, "router_fetcher_limit_bytes", help, memory.bytes_max() as u64)
+        gauge(encoder, "router_fetcher_limit_bytes", help, memory.bytes_max() as u64)?;
+        let (memory, help) = (&self.subscribe_memory, "Bytes reserved for subscriptions");
+        let bytes = (memory.bytes_max() - memory.bytes_free()) as u64;
+        gauge(encoder, "router_subscriptions_bytes", help, bytes)?;
+        let help = "Bytes that may be reserved for subscriptions";
+        gauge(encoder, "router_subscriptions_limit_bytes", help, memory.bytes_max() as u64)
     }
 
     fn encode_streams(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

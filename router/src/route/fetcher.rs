@@ -213,6 +213,12 @@ impl Fetcher {
         .await
     }
 
+    /// Bytes of its memory that nothing fills or has reserved.
+    #[must_use]
+    pub fn bytes_free(&self) -> usize {
+        self.links.memory().bytes_free()
+    }
+
     /// Subscribes: `credit_bytes` of batches (4 MiB at most) may come before the first grant, and
     /// after `silence` (50 ms to 10 s) without any an empty event does.
     ///

@@ -34,6 +34,11 @@ impl NodeLinks {
         NodeLinks { limits, memory, links: Arc::default() }
     }
 
+    /// What the answers on all links fill.
+    pub(super) fn memory(&self) -> &AnswerMemory {
+        &self.memory
+    }
+
     /// The link to a core. To be called within a tokio runtime.
     #[must_use]
     pub fn get(&self, address: SocketAddr) -> NodeLink {

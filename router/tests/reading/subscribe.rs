@@ -45,8 +45,18 @@ impl Drop for Subscription {
 
 impl Subscription {
     async fn try_begin(router: &TestRouter, consumer: &str, start: Value) -> Result<Self, Value> {
+        Subscription::try_begin_at(router, consumer, 0, start).await
+    }
+
+    async fn try_begin_at(
+        router: &TestRouter,
+        consumer: &str,
+        shard: usize,
+        start: Value,
+    ) -> Result<Self, Value> {
+        let shard = format!("shardId-{shard:012}");
         let input = json!({
-            "ConsumerARN": consumer, "ShardId": "shardId-000000000000", "StartingPosition": start,
+            "ConsumerARN": consumer, "ShardId": shard, "StartingPosition": start,
         });
         let socket = TcpStream::connect(router.address()).await.expect("the server listens");
         let (mut sender, connection) =
@@ -446,4 +456,63 @@ async fn what_is_pushed_is_counted_for_its_consumer() {
         assert!(started.elapsed() < PATIENCE, "the consumer stays");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+/// Waits until so many subscriptions have their memory, and no more.
+async fn until_reserved(router: &TestRouter, subscriptions: usize) {
+    // A record and what is around it.
+    let bytes = subscriptions * ((1 << 20) + (8 << 10));
+    let started = Instant::now();
+    loop {
+        let reserved = router.metrics().await.get("thalweg_router_subscriptions_bytes", &[]);
+        if reserved == bytes as f64 {
+            return;
+        }
+        assert!(started.elapsed() < PATIENCE, "{reserved} bytes for {subscriptions}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// Each subscription held a MiB of the memory of all reads, whether anything came or not: 62 of them
+/// with `thalweg dev`, and every GetRecords failed after ten seconds.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn subscriptions_take_no_memory_of_other_reads() {
+    // Room for one answer of the largest size: for 13 subscriptions.
+    const MOST: usize = 13;
+    const SHARDS: usize = 7;
+    let options = RouterOptions { subscribe_bytes: 0, ..RouterOptions::default() };
+    let router = TestRouter::start_with(options).await;
+    create(&router, "s", SHARDS as u32, 1024).await;
+    put(&router, "s", b"before").await;
+    let consumers = [register(&router, "one").await, register(&router, "two").await];
+    let mut granted = Vec::new();
+    let mut refused = Vec::new();
+    for consumer in &consumers {
+        for shard in 0..SHARDS {
+            let latest = json!({ "Type": "LATEST" });
+            match Subscription::try_begin_at(&router, consumer, shard, latest).await {
+                Ok(subscription) => granted.push(subscription),
+                Err(error) => refused.push(error),
+            }
+            // A grant is told a moment before its memory is taken.
+            until_reserved(&router, granted.len()).await;
+        }
+    }
+    assert_eq!((granted.len(), refused.len()), (MOST, 1));
+    assert_eq!(refused[0]["__type"], "LimitExceededException", "{}", refused[0]);
+    let mut found = Vec::new();
+    for shard in 0..SHARDS {
+        let start = json!({
+            "ShardId": format!("shardId-{shard:012}"), "ShardIteratorType": "TRIM_HORIZON",
+        });
+        let iterator = iterator(&router, "s", start).await;
+        let input = json!({ "ShardIterator": iterator });
+        found.extend(data_of(&router.client().call("GetRecords", input).await));
+    }
+    assert_eq!(found, [b"before".to_vec()]);
+    // One that ends makes room.
+    drop(granted.pop());
+    until_reserved(&router, MOST - 1).await;
+    let latest = json!({ "Type": "LATEST" });
+    Subscription::try_begin_at(&router, &consumers[1], SHARDS - 1, latest).await.expect("room");
 }

@@ -49,6 +49,8 @@ pub(crate) struct RouterOptions {
     pub(crate) cores: usize,
     /// Of the node's logs: how many shards a core has room for follows from it.
     pub(crate) segment_bytes: u64,
+    /// Bytes on their way to subscribers.
+    pub(crate) subscribe_bytes: usize,
     /// Whether intents are brought about; without, streams stay as they were recorded.
     pub(crate) reconciles: bool,
 }
@@ -62,6 +64,7 @@ impl Default for RouterOptions {
             credentials: None,
             cores: 1,
             segment_bytes: 32 << 20,
+            subscribe_bytes: 64 << 20,
             reconciles: true,
         }
     }
@@ -141,7 +144,10 @@ impl TestRouter {
         let writer = Writer::new(known_node.clone(), config);
         let read_routes = Arc::new(nodes::ReadRoutes(known_node.clone()));
         let read_links = NodeLinks::new(limits, read_memory.clone());
-        let fetcher = Fetcher::new(read_routes, read_links, Duration::from_secs(10));
+        let fetcher = Fetcher::new(read_routes.clone(), read_links, Duration::from_secs(10));
+        let subscribe_memory = AnswerMemory::new(options.subscribe_bytes);
+        let subscribe_links = NodeLinks::new(limits, subscribe_memory.clone());
+        let subscribe_fetcher = Fetcher::new(read_routes, subscribe_links, Duration::from_secs(10));
         let authenticator = match &options.credentials {
             None => Authenticator::open(ACCOUNT, REGION).expect("an account"),
             Some(text) => Authenticator::new(
@@ -154,6 +160,7 @@ impl TestRouter {
             node: known_node.clone(),
             writer: writer.clone(),
             fetcher: fetcher.clone(),
+            subscribe_fetcher,
             authenticator,
             now_ms: now_ms.clone(),
         };
@@ -163,6 +170,7 @@ impl TestRouter {
             catalog: catalog.clone(),
             writer: writer.clone(),
             read_memory,
+            subscribe_memory,
         };
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));
         let metrics = Some(shown.into_text(Vec::new()));
