@@ -17,16 +17,27 @@ pub(crate) struct DevProcess {
 impl DevProcess {
     /// Starts it on a port and waits until it serves.
     pub(crate) fn start(data_dir: &Path, port: u16, more: &[&str]) -> DevProcess {
-        let listen = format!("127.0.0.1:{port}");
-        let data_dir = data_dir.to_str().expect("a path of the test");
-        let arguments = ["--log", "warn", "dev", "--listen", &listen, "--data-dir", data_dir];
-        let arguments = arguments.iter().chain(more).map(|argument| (*argument).to_owned());
-        DevProcess::run(arguments.collect(), listen.parse().expect("an address"))
+        DevProcess::start_logging(data_dir, port, more, "warn", Stdio::inherit())
     }
 
-    fn run(arguments: Vec<String>, address: SocketAddr) -> DevProcess {
+    /// The same, with this much of a log to go there.
+    pub(crate) fn start_logging(
+        data_dir: &Path,
+        port: u16,
+        more: &[&str],
+        level: &str,
+        log: Stdio,
+    ) -> DevProcess {
+        let listen = format!("127.0.0.1:{port}");
+        let data_dir = data_dir.to_str().expect("a path of the test");
+        let arguments = ["--log", level, "dev", "--listen", &listen, "--data-dir", data_dir];
+        let arguments = arguments.iter().chain(more).map(|argument| (*argument).to_owned());
+        DevProcess::run(arguments.collect(), listen.parse().expect("an address"), log)
+    }
+
+    fn run(arguments: Vec<String>, address: SocketAddr, log: Stdio) -> DevProcess {
         let mut command = thalweg(&[]);
-        command.args(&arguments).stdin(Stdio::null()).stdout(Stdio::null());
+        command.args(&arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         let child = command.spawn().expect("the program can be started");
         let mut dev = DevProcess { child, address, arguments };
         let started = Instant::now();
@@ -44,7 +55,7 @@ impl DevProcess {
     pub(crate) fn kill_and_restart(&mut self) {
         self.child.kill().expect("a running child can be killed");
         self.child.wait().expect("a killed child ends");
-        *self = DevProcess::run(self.arguments.clone(), self.address);
+        *self = DevProcess::run(self.arguments.clone(), self.address, Stdio::inherit());
     }
 
     /// Asks it to stop; answers its exit code.
