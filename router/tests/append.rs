@@ -211,7 +211,7 @@ async fn throttled_cut_and_restarted_at_once_nothing_is_lost_or_doubled() {
     proxy.calm();
     let told = load.finish().await;
     let stored: usize = told.stored.values().map(BTreeMap::len).sum();
-    assert!(stored > 200 && told.refused.len() > 50, "{stored} and {}", told.refused.len());
+    assert!(stored > 200 && told.refused.len() > 10, "{stored} and {}", told.refused.len());
     told.check(&routes, 3).await;
 }
 
