@@ -517,19 +517,10 @@ mod tests {
         }
     }
 
-    /// It was null: lifion-kinesis read the end of the shard again and again, and never went on with
-    /// its children.
-    #[test]
-    fn the_last_answer_of_a_shard_has_no_iterator() {
-        let last = |encoding| {
-            written(|buffer| {
-                RecordsWriter::new(encoding, buffer).finish_get_records(&GetRecordsEnd {
-                    next_shard_iterator: None,
-                    millis_behind_latest: 0,
-                    child_shards: &[],
-                });
-            })
-        };
+    /// Holds what is written at the end of a shard against the members that are left.
+    #[track_caller]
+    fn assert_ends_with_nothing(write: impl Fn(RecordsWriter<'_>)) {
+        let last = |encoding| written(|buffer| write(RecordsWriter::new(encoding, buffer)));
         assert_eq!(last(Encoding::Json), br#"{"Records":[],"MillisBehindLatest":0}"#);
         let value: ciborium::Value =
             ciborium::from_reader(last(Encoding::Cbor).as_slice()).expect("is CBOR");
@@ -537,24 +528,30 @@ mod tests {
         assert_eq!(value, expected.expect("is a value"));
     }
 
+    /// It was null: lifion-kinesis read the end of the shard again and again, and never went on with
+    /// its children.
+    #[test]
+    fn the_last_answer_of_a_shard_has_no_iterator() {
+        assert_ends_with_nothing(|writer| {
+            writer.finish_get_records(&GetRecordsEnd {
+                next_shard_iterator: None,
+                millis_behind_latest: 0,
+                child_shards: &[],
+            });
+        });
+    }
+
     /// It was null: lifion-kinesis took it for a position and ended with an error, instead of going
     /// on with the shard's children.
     #[test]
     fn the_last_event_of_a_shard_has_no_continuation() {
-        let last = |encoding| {
-            written(|buffer| {
-                RecordsWriter::new(encoding, buffer).finish_event(&EventEnd {
-                    continuation_sequence_number: None,
-                    millis_behind_latest: 0,
-                    child_shards: &[],
-                });
-            })
-        };
-        assert_eq!(last(Encoding::Json), br#"{"Records":[],"MillisBehindLatest":0}"#);
-        let value: ciborium::Value =
-            ciborium::from_reader(last(Encoding::Cbor).as_slice()).expect("is CBOR");
-        let expected = cbor!({ "Records" => [], "MillisBehindLatest" => 0 });
-        assert_eq!(value, expected.expect("is a value"));
+        assert_ends_with_nothing(|writer| {
+            writer.finish_event(&EventEnd {
+                continuation_sequence_number: None,
+                millis_behind_latest: 0,
+                child_shards: &[],
+            });
+        });
     }
 
     #[test]
