@@ -1,8 +1,8 @@
 //! What an account has of that which is limited, and changes that use more of it.
 //!
-//! What there is stands in the records of streams, and the catalog has the sums. A change that uses more of it puts the account's
-//! quota key beside them and expects it as it was when it judged: so of two that come at once, on
-//! whichever routers, one judges again.
+//! What there is stands in the records of streams, and the catalog has the sums. A change that uses
+//! more of it puts the account's quota key beside them and expects it as it was when it judged: so
+//! of two that come at once, on whichever routers, one judges again.
 
 use std::cell::Cell;
 
