@@ -71,14 +71,9 @@ impl Told {
 static NEXT_NUMBER: AtomicU64 = AtomicU64::new(1);
 
 /// One task's calls, one after the other, on one shard; up to seven records each.
-async fn call_again_and_again(
-    writer: Writer,
-    index: u32,
-    stop: Arc<AtomicBool>,
-    seed: u64,
-) -> Told {
+async fn call_again_and_again(writer: Writer, index: u32, run: Arc<Run>, seed: u64) -> Told {
     let (mut told, mut random, mut order) = (Told::default(), Random(seed | 1), Vec::new());
-    while !stop.load(Ordering::Relaxed) {
+    while !run.stop.load(Ordering::Relaxed) {
         let count = 1 + random.below(7);
         let first = NEXT_NUMBER.fetch_add(count, Ordering::Relaxed);
         let numbers: Vec<u64> = (first..first + count).collect();
@@ -101,7 +96,10 @@ async fn call_again_and_again(
                     assert_eq!(of_shard.insert(position.offset.0, *number), None);
                 }
                 Err(AppendError::OutcomeUnknown { .. }) => drop(told.unknown.insert(*number)),
-                Err(_) => drop(told.refused.insert(*number)),
+                Err(_) => {
+                    told.refused.insert(*number);
+                    run.refused.fetch_add(1, Ordering::Relaxed);
+                }
             }
         }
         order.extend(numbers);
@@ -110,25 +108,37 @@ async fn call_again_and_again(
     told
 }
 
+/// What the tasks of a load share.
+#[derive(Default)]
+struct Run {
+    stop: AtomicBool,
+    /// Records that were refused so far.
+    refused: AtomicU64,
+}
+
 struct Load {
-    stop: Arc<AtomicBool>,
+    run: Arc<Run>,
     tasks: Vec<tokio::task::JoinHandle<Told>>,
 }
 
 impl Load {
     fn start(writer: &Writer, shards: u32, tasks_per_shard: u64) -> Load {
-        let stop = Arc::new(AtomicBool::new(false));
+        let run = Arc::new(Run::default());
         let task = |task: u64| {
             let index = (task % u64::from(shards)) as u32;
             let seed = (task + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-            tokio::spawn(call_again_and_again(writer.clone(), index, stop.clone(), seed))
+            tokio::spawn(call_again_and_again(writer.clone(), index, run.clone(), seed))
         };
         let tasks = (0..u64::from(shards) * tasks_per_shard).map(task).collect();
-        Load { stop, tasks }
+        Load { run, tasks }
+    }
+
+    fn refused(&self) -> u64 {
+        self.run.refused.load(Ordering::Relaxed)
     }
 
     async fn finish(self) -> Told {
-        self.stop.store(true, Ordering::Relaxed);
+        self.run.stop.store(true, Ordering::Relaxed);
         let mut told = Told::default();
         for task in self.tasks {
             let ended = tokio::time::timeout(PATIENCE, task).await;
@@ -204,14 +214,14 @@ async fn throttled_cut_and_restarted_at_once_nothing_is_lost_or_doubled() {
         proxy.set_target(node.addresses()[0]);
     }
     let started = Instant::now();
-    while proxy.cuts() < 5 {
-        assert!(started.elapsed() < PATIENCE, "connections are cut");
+    while proxy.cuts() < 5 || load.refused() <= 50 {
+        assert!(started.elapsed() < PATIENCE, "connections are cut, and records are refused");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     proxy.calm();
     let told = load.finish().await;
     let stored: usize = told.stored.values().map(BTreeMap::len).sum();
-    assert!(stored > 200 && told.refused.len() > 10, "{stored} and {}", told.refused.len());
+    assert!(stored > 200 && told.refused.len() > 50, "{stored} and {}", told.refused.len());
     told.check(&routes, 3).await;
 }
 
