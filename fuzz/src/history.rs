@@ -203,7 +203,13 @@ impl LogSoFar {
             segment.push(choices, FrameKind::Segments, 0, &listed)?;
         }
         let count = mostly(choices, self.extents.len() as u64)?;
-        segment.push(choices, FrameKind::SnapshotEnd, 0, &count.to_le_bytes())?;
+        let mut end = count.to_le_bytes().to_vec();
+        if !choices.ratio(1, 4)? {
+            let next =
+                self.extents.last_key_value().map_or(0, |(number, _)| number.wrapping_add(1));
+            end.extend(mostly(choices, u64::from(next))?.to_le_bytes());
+        }
+        segment.push(choices, FrameKind::SnapshotEnd, 0, &end)?;
         Ok(())
     }
 

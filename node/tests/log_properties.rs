@@ -603,3 +603,31 @@ proptest! {
         rig.reopen(true);
     }
 }
+
+/// A log whose last extent was forgotten, for its shard had gone on in another log, gave its number
+/// to the next one after a start: what footers still had of the old one was the new one's then.
+#[test]
+fn a_number_is_given_once() {
+    let mut rig = Rig::new(3);
+    for shard in 0..2 {
+        rig.append(shard, 3, 1000);
+    }
+    let (kept, gone) = (rig.open_extent(0), rig.open_extent(1));
+    assert_eq!((kept, gone), (0, 1));
+    rig.end(1, ExtentState::Open, ExtentState::Fenced);
+    rig.end(1, ExtentState::Fenced, ExtentState::Sealed);
+    let end = rig.log.extent(gone).record.end;
+    rig.insist(|log, io| log.trim(io, gone, end).map(drop));
+    assert!(rig.log.forget_extent(gone));
+    rig.sync();
+    // Its snapshot does not have the extent; the segment before it has its batches.
+    rig.insist(|log, io| log.roll(io));
+    rig.sync();
+    let recovered = start(&rig.disk, 2, 4).1;
+    (rig.io, rig.log, rig.boot) = (recovered.0, recovered.1, 2);
+    assert_eq!(rig.log.extents().keys().copied().collect::<Vec<_>>(), [kept]);
+    rig.model = Model::default();
+    let next = rig.open(1);
+    assert_eq!(next, 2);
+    assert!(rig.log.extent(next).runs.is_empty());
+}

@@ -60,7 +60,9 @@ pub enum FrameKind {
     Trim = 4,
     /// Part of the snapshot at a segment's start: extent records.
     Snapshot = 5,
-    /// The snapshot is complete; the payload is the count of its records (u64).
+    /// The snapshot is complete; the payload is the count of its records (u64), then the number
+    /// that the next extent gets (u32) and zero (u32). Numbers of extents that are forgotten stand
+    /// in footers for a while, and are given to no other.
     SnapshotEnd = 6,
     /// Part of the snapshot: the older segments that count, [`super::retention::SegmentEntry`]s.
     Segments = 7,

@@ -168,6 +168,8 @@ pub struct RecoveredLog {
     pub sealed: Vec<RecoveredSegment>,
     /// Extents by number.
     pub extents: BTreeMap<u32, Extent>,
+    /// The number that the next one gets.
+    pub next_extent: u32,
     /// Files ready to become segments.
     pub free: Vec<usize>,
     /// Files whose filling was not finished: they can be deleted.
@@ -190,6 +192,7 @@ impl RecoveredLog {
             end: self.end,
             sealed: sealed.collect(),
             extents: self.extents,
+            next_extent: self.next_extent,
         }
     }
 }
@@ -244,6 +247,7 @@ async fn recover_class(
         end: Lsn(0),
         sealed: Vec::new(),
         extents: BTreeMap::new(),
+        next_extent: 0,
         free: Vec::new(),
         unfinished: Vec::new(),
         report: RecoveryReport::default(),
@@ -261,6 +265,7 @@ async fn recover_class(
         recovered.sealed.sort_unstable_by_key(|segment| segment.sequence);
         recovered.end = scan.end;
         recovered.report = scan.report;
+        recovered.next_extent = scan.next_extent;
         recovered.report.segments = recovered.sealed.len() as u64;
         recovered.extents =
             with_runs(files, &mut recovered.sealed, scan.extents, &scan.archived).await?;

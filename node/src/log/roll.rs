@@ -1,6 +1,7 @@
 //! From one segment to the next: the footer of the one, header and snapshot of the other.
 
 use thalweg_wire::batch::HEADER_BYTES;
+use thalweg_wire::codec::put;
 use thalweg_wire::ids::Lsn;
 use thalweg_wire::limits::BODY_BYTES_MAX;
 
@@ -19,6 +20,8 @@ use super::writer::Unit;
 use crate::config::BLOCK_BYTES;
 use crate::io::{Io, Piece};
 
+/// Bytes of a snapshot's end: count of its records, the next number, zero.
+const SNAPSHOT_END_BYTES: usize = 16;
 /// Part of a segment that a snapshot leaves to what follows it, at least: one over it.
 const REST_SHARE: u64 = 8;
 /// The rest has room for the largest frame, and for what is put around it, where a segment is not
@@ -78,8 +81,8 @@ impl Log {
     pub fn extents_room(&self) -> u64 {
         let bytes_max = extents_bytes_max(self.identity.segment_bytes);
         let one_bytes = RECORD_FIXED_BYTES as u64;
-        // The least snapshot has its count: that of the first segment, when there is none yet.
-        let listed_bytes = self.snapshot_bytes.max(std::mem::size_of::<u64>() as u64);
+        // The least snapshot has its end: that of the first segment, when there is none yet.
+        let listed_bytes = self.snapshot_bytes.max(SNAPSHOT_END_BYTES as u64);
         // The last one may begin at the limit.
         bytes_max.checked_sub(listed_bytes).map_or(0, |free| free / one_bytes + 1)
     }
@@ -122,7 +125,7 @@ impl Log {
             })
             .collect();
         // All memory is had before anything is changed.
-        let ending = [std::mem::size_of::<u64>()];
+        let ending = [SNAPSHOT_END_BYTES];
         let frames = snapshot.iter().chain(&segments).chain(&archived_frames);
         let frames = frames.map(Vec::len).chain(ending);
         let snapshot_bytes: u64 = frames.clone().map(|bytes| bytes as u64).sum();
@@ -187,8 +190,10 @@ impl Log {
             self.append_record(io, FrameKind::Archived, 0, frame);
         }
         self.archives.note_snapshot(&archived);
-        let count = self.extents.len() as u64;
-        self.append_record(io, FrameKind::SnapshotEnd, 0, &count.to_le_bytes());
+        let mut end = [0; SNAPSHOT_END_BYTES];
+        put(&mut end, 0, (self.extents.len() as u64).to_le_bytes());
+        put(&mut end, 8, self.next_extent.to_le_bytes());
+        self.append_record(io, FrameKind::SnapshotEnd, 0, &end);
         self.release_spare_gathers(io);
         Ok(())
     }

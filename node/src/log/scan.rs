@@ -6,7 +6,7 @@ use std::mem;
 
 use thalweg_wire::batch::{Batch, HEADER_BYTES};
 use thalweg_wire::checksum::crc32c;
-use thalweg_wire::codec::{align_up, u64_at};
+use thalweg_wire::codec::{align_up, u32_at, u64_at};
 use thalweg_wire::control::ExtentState;
 use thalweg_wire::hash_range::HashRange;
 use thalweg_wire::ids::{BootId, Lsn, ShardId};
@@ -31,6 +31,8 @@ const _: () = assert!(BODY_BYTES_MAX + HEADER_BYTES as u32 <= PAYLOAD_BYTES_MAX)
 /// What a segment says, up to the end of its contiguous prefix.
 pub(super) struct Scan {
     pub(super) extents: BTreeMap<u32, ExtentRecord>,
+    /// The number that the next extent gets.
+    pub(super) next_extent: u32,
     /// Which archive has an extent's record as it is.
     pub(super) archived: BTreeMap<u32, u64>,
     /// The older segments that count, with their ends, if the snapshot lists them.
@@ -56,6 +58,7 @@ pub(super) async fn scan(
         base: header.base,
         boot: header.boot,
         extents: BTreeMap::new(),
+        next_extent: 0,
         archived: BTreeMap::new(),
         named: BTreeMap::new(),
         new_archives: BTreeSet::new(),
@@ -100,7 +103,7 @@ pub(super) async fn scan(
     if let Some(older) = older {
         state.find_in_new_archives(files, older).await?;
     }
-    let ScanState { extents, archived, segments, index, report, .. } = state;
+    let ScanState { extents, next_extent, archived, segments, index, report, .. } = state;
     if position + footer_bytes(index.extents(), index.len()) > header.segment_bytes {
         return Err(RecoveryError::Contradiction {
             sequence: header.sequence,
@@ -108,7 +111,7 @@ pub(super) async fn scan(
             what: "its frames leave no room for a footer".into(),
         });
     }
-    Ok(Some(Scan { extents, archived, segments, index, end, report }))
+    Ok(Some(Scan { extents, next_extent, archived, segments, index, end, report }))
 }
 
 enum Step {
@@ -125,6 +128,8 @@ struct ScanState {
     base: Lsn,
     boot: BootId,
     extents: BTreeMap<u32, ExtentRecord>,
+    /// Above the numbers of all extents that were seen or told of.
+    next_extent: u32,
     /// Which archive has an extent's record as it is.
     archived: BTreeMap<u32, u64>,
     /// Archives that the snapshot names and that were not read yet, and what of them counts.
@@ -260,8 +265,15 @@ impl ScanState {
             }
             FrameKind::SnapshotEnd => {
                 let lacks = |count| count != self.extents.len() as u64 && !self.lacks_archived;
-                if payload.len() != 8 || lacks(u64_at(payload, 0)) {
+                // Before there was the next number it had the count only.
+                if !matches!(payload.len(), 8 | 16) || lacks(u64_at(payload, 0)) {
                     return Err("the snapshot lacks extents".into());
+                }
+                if payload.len() == 16 {
+                    self.next_extent = self.next_extent.max(u32_at(payload, 8));
+                }
+                if self.next_extent == u32::MAX {
+                    return Err("there is no number for another extent".into());
                 }
                 self.snapshot_complete = true;
             }
@@ -312,6 +324,8 @@ impl ScanState {
     }
 
     fn take_in(&mut self, record: ExtentRecord) {
+        // No record has the last number.
+        self.next_extent = self.next_extent.max(record.number + 1);
         self.of_shards.insert((record.open.extent.shard, record.number));
         self.extents.insert(record.number, record);
     }

@@ -151,6 +151,8 @@ pub struct LogState {
     pub sealed: BTreeMap<u64, SealedSegment>,
     /// Extents by number.
     pub extents: BTreeMap<u32, Extent>,
+    /// The number that the next one gets.
+    pub next_extent: u32,
 }
 
 impl LogState {
@@ -163,6 +165,7 @@ impl LogState {
             end: Lsn(0),
             sealed: BTreeMap::new(),
             extents: BTreeMap::new(),
+            next_extent: 0,
         }
     }
 }
@@ -194,7 +197,7 @@ pub(super) struct Gather {
 pub struct Log {
     pub(super) identity: LogIdentity,
     pub(super) extents: BTreeMap<u32, Extent>,
-    next_extent: u32,
+    pub(super) next_extent: u32,
     pub(super) sealed: BTreeMap<u64, SealedSegment>,
     pub(super) open: Option<OpenSegment>,
     pub(super) retiring: Option<Retiring>,
@@ -225,7 +228,6 @@ impl Log {
     /// A log that goes on from `state`, in a new segment.
     #[must_use]
     pub fn new(identity: LogIdentity, state: LogState) -> Log {
-        let next_extent = state.extents.last_key_value().map_or(0, |(number, _)| number + 1);
         let mut leaving = Leaving::default();
         // Segments of an earlier start may hold nothing any more.
         leaving.look_again();
@@ -233,7 +235,7 @@ impl Log {
         Log {
             identity,
             extents: state.extents,
-            next_extent,
+            next_extent: state.next_extent,
             sealed: state.sealed,
             open: None,
             retiring: None,
