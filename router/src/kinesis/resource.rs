@@ -157,8 +157,8 @@ impl<S: Store + Clone> Service<S> {
         Ok(FoundResource { attached, stream: stream.id() })
     }
 
-    /// Changes what is attached to the resource that was found. `change` may be asked again when somebody else was
-    /// quicker. Answers when the change is seen.
+    /// Changes what is attached to the resource that was found. `change` may be asked again when
+    /// somebody else was quicker. Answers when the change is seen.
     ///
     /// # Errors
     /// What `change` says; ResourceInUseException while the resource is being made or going; that
