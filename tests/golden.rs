@@ -29,6 +29,8 @@ const MERGED_FRONT: &[u8] = include_bytes!("../node/golden/segment-2-merged-fron
 const SEGMENT_3_FRONT: &[u8] = include_bytes!("../node/golden/segment-3-front-v1.bin");
 const SEGMENT_3_BACK: &[u8] = include_bytes!("../node/golden/segment-3-back-v1.bin");
 
+const DELETED_FRONT: &[u8] = include_bytes!("../node/golden/segment-2-deleted-front-v1.bin");
+
 const ARCHIVED_FRONT: &[u8] = include_bytes!("../node/golden/segment-2-archived-front-v1.bin");
 const ARCHIVE_FRONT: &[u8] = include_bytes!("../node/golden/segment-3-archive-front-v1.bin");
 const ARCHIVE_BACK: &[u8] = include_bytes!("../node/golden/segment-3-archive-back-v1.bin");
@@ -161,6 +163,19 @@ fn an_archive_has_the_extents_that_a_snapshot_leaves_to_it() {
     let data = data_directory(&segments[..2]);
     let error = try_start(data.path()).err().expect("an archive is missing").to_string();
     assert!(error.contains("segment 3 of the log is missing"), "{error}");
+}
+
+#[test]
+fn a_deleted_shard_is_no_more() {
+    let segments = [(SEGMENT_1_FRONT, SEGMENT_1_BACK), (DELETED_FRONT, &[][..])];
+    let data = data_directory(&segments);
+    for _ in 0..2 {
+        let node = start(data.path());
+        let mut admin = Admin::connect(node.addresses()[0], PATIENCE).expect("it serves");
+        assert_eq!(admin.hello().expect("it answers").shards, 0);
+        assert!(admin.describe(SHARD.stream).expect("it answers").is_empty());
+        node.stop();
+    }
 }
 
 #[test]

@@ -5,13 +5,13 @@ mod support;
 
 use std::time::{Duration, Instant};
 
-use support::{PATIENCE, STREAM, append, directory, open};
+use support::{PATIENCE, STREAM, append, append_to, directory, open, wait_for};
 use thalweg_client::{Admin, ClientError, Reader, ReaderConfig};
 use thalweg_node::{Node, NodeConfig};
-use thalweg_wire::control::{FenceExtent, SealExtent, TrimShard};
+use thalweg_wire::control::{DeleteShard, FenceExtent, OpenExtent, SealExtent, TrimShard};
 use thalweg_wire::error::ErrorCode;
 use thalweg_wire::hash_range::HashKey;
-use thalweg_wire::ids::{Epoch, Offset};
+use thalweg_wire::ids::{Epoch, ExtentId, Offset, ShardId, StreamId};
 
 const SHARDS: u32 = 5;
 
@@ -30,8 +30,13 @@ fn start(disks: &[std::path::PathBuf], cores: usize) -> Node {
 
 /// Numbers of all records, sorted.
 fn read(node: &Node) -> Vec<u64> {
+    read_of(node, STREAM)
+}
+
+/// The same of another stream.
+fn read_of(node: &Node, stream: StreamId) -> Vec<u64> {
     let mut reader =
-        Reader::connect(ReaderConfig::new(node.addresses()[0], STREAM)).expect("serves");
+        Reader::connect(ReaderConfig::new(node.addresses()[0], stream)).expect("serves");
     let mut numbers = Vec::new();
     let all = reader.read_all(|_, batch| {
         for record in batch.records() {
@@ -212,5 +217,119 @@ fn restarts_do_not_add_up() {
         node = start(&disks, 1);
     }
     assert_eq!(read(&node), (0..records).collect::<Vec<u64>>());
+    node.stop();
+}
+
+/// Ends an extent; answers the offset after its last record.
+fn end(admin: &mut Admin, extent: ExtentId) -> Offset {
+    let recovery_epoch = extent.epoch;
+    let fence = FenceExtent { extent, recovery_epoch };
+    let end = admin.fence_extent(&fence).expect("an extent can be fenced").end;
+    let seal = SealExtent { extent, recovery_epoch, end };
+    admin.seal_extent(&seal).expect("a fenced extent can be sealed").end
+}
+
+/// What deleted streams had been took room for good: a log that was full of their shards stayed
+/// full.
+#[test]
+fn a_deleted_shard_leaves_nothing_behind() {
+    const OTHER: StreamId = StreamId(10);
+    let dir = directory();
+    let disks = [dir.path().to_path_buf()];
+    let node = start(&disks, 1);
+    let address = node.addresses()[0];
+    let mut admin = Admin::connect(address, PATIENCE).expect("it serves");
+    let kept = ShardId { stream: OTHER, index: 0 };
+    let kept = OpenExtent { extent: ExtentId { shard: kept, epoch: Epoch(1) }, ..open(0, 1, None) };
+    admin.open_extent(&kept).expect("a new shard can be opened");
+    append_to(address, OTHER, 0..500, 8);
+    let before = shards_and_room(&node);
+
+    // One that was in the logs of three retention classes; the first remembers nothing of it but
+    // what a start reads there.
+    let mut opened = open(0, 1, None);
+    for class in 0..3 {
+        opened.retention_class = class;
+        admin.open_extent(&opened).expect("an extent can be opened");
+        append(address, opened.first_offset.0, 300);
+        if class == 1 {
+            let trim = TrimShard { shard: opened.extent.shard, first_kept: Offset(400) };
+            admin.trim_shard(&trim).expect("committed records can be trimmed");
+        }
+        let delete =
+            DeleteShard { shard: opened.extent.shard, recovery_epoch: opened.extent.epoch };
+        let refused = admin.delete_shard(&delete).expect_err("it takes records");
+        assert_eq!(code(refused), ErrorCode::Conflict);
+        opened.first_offset = end(&mut admin, opened.extent);
+        opened.extent.epoch.0 += 1;
+    }
+    assert_eq!(opened.first_offset, Offset(900));
+    let (shard, recovery_epoch) = (opened.extent.shard, Epoch(3));
+    let stale = DeleteShard { shard, recovery_epoch: Epoch(2) };
+    let refused = admin.delete_shard(&stale).expect_err("a later recovery ended it");
+    assert_eq!(code(refused), ErrorCode::StaleRecovery);
+    let delete = DeleteShard { shard, recovery_epoch };
+    let deleted = admin.delete_shard(&delete).expect("a shard that has ended can be deleted");
+    assert_eq!((deleted.epoch, deleted.end), (Epoch(3), Offset(900)));
+    assert!(admin.describe(STREAM).expect("it answers").is_empty());
+    assert_eq!(shards_and_room(&node), before);
+    // Who lost the answer may ask again; in the end nothing is known of the shard.
+    wait_for("that nothing is known of it", || match admin.delete_shard(&delete) {
+        Ok(again) => {
+            assert_eq!(again, deleted);
+            false
+        }
+        Err(refused) => {
+            assert_eq!(code(refused), ErrorCode::UnknownShard);
+            true
+        }
+    });
+    node.stop();
+
+    let node = start(&disks, 1);
+    let address = node.addresses()[0];
+    let mut admin = Admin::connect(address, PATIENCE).expect("it serves");
+    assert!(admin.describe(STREAM).expect("it answers").is_empty());
+    assert_eq!(shards_and_room(&node).0, 1);
+    // One of the same name is another.
+    admin.open_extent(&open(0, 1, None)).expect("a new shard can be opened");
+    append(address, 7000, 200);
+    append_to(address, OTHER, 500..700, 8);
+    node.stop();
+    let node = start(&disks, 1);
+    assert_eq!(read(&node), (7000..7200).collect::<Vec<u64>>());
+    assert_eq!(read_of(&node, OTHER), (0..700).collect::<Vec<u64>>());
+    node.stop();
+}
+
+/// Shards that came and went took places for good.
+#[test]
+fn shards_come_and_go_without_end() {
+    let dir = directory();
+    let disks = [dir.path().to_path_buf()];
+    let node = start(&disks, 1);
+    let (_, room) = shards_and_room(&node);
+    let mut admin = Admin::connect(node.addresses()[0], PATIENCE).expect("it serves");
+    let count = 1000;
+    for round in 0..u64::from(room / count + 3) {
+        let stream = StreamId(100 + round);
+        let opens: Vec<OpenExtent> = (0..count)
+            .map(|index| {
+                let extent = ExtentId { shard: ShardId { stream, index }, epoch: Epoch(1) };
+                OpenExtent { extent, ..open(index, count, None) }
+            })
+            .collect();
+        admin.open_extents(&opens).expect("there is room again");
+        for open in &opens {
+            end(&mut admin, open.extent);
+            let delete = DeleteShard { shard: open.extent.shard, recovery_epoch: Epoch(1) };
+            admin.delete_shard(&delete).expect("it has ended");
+        }
+        let (shards, now) = shards_and_room(&node);
+        assert!(shards == 0 && now + 10 > room, "{shards} shards and room for {now} of {room}");
+    }
+    node.stop();
+    let node = start(&disks, 1);
+    assert_eq!(shards_and_room(&node).0, 0);
     node.stop();
 }

@@ -7,14 +7,14 @@ use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use support::{PATIENCE, STREAM, append, append_sized, directory, open, receive};
+use support::{PATIENCE, STREAM, append, append_sized, append_to, directory, open, receive};
 use thalweg_client::{Admin, Event, Subscriber, SubscriberConfig};
 use thalweg_node::{Node, NodeConfig};
-use thalweg_wire::control::{FenceExtent, SealExtent, TrimShard};
+use thalweg_wire::control::{DeleteShard, FenceExtent, OpenExtent, SealExtent, TrimShard};
 use thalweg_wire::error::{ErrorCode, Refusal};
 use thalweg_wire::fetch::{FETCH_ANSWER_BYTES, FetchAnswer, FetchFrom, FetchRequest};
 use thalweg_wire::frame::{ErrorAnswer, FrameKind, small_frame};
-use thalweg_wire::ids::{Epoch, Offset, ShardId};
+use thalweg_wire::ids::{Epoch, ExtentId, Offset, ShardId, StreamId};
 use thalweg_wire::limits::SUBSCRIPTION_SILENCE_MS_MIN;
 use thalweg_wire::subscribe::{Credit, SubscribeRequest};
 
@@ -289,5 +289,40 @@ fn a_subscription_ends_with_its_shard_or_where_records_are_gone() {
         polled.expect("the refusal is told");
     }
     assert_eq!(refused, Some(Refusal::new(ErrorCode::Trimmed, 100)));
+    node.stop();
+}
+
+/// Whoever still reads a deleted shard is told of its end, and gets none of the shard that would
+/// have its place.
+#[test]
+fn a_subscription_of_a_deleted_shard_gets_no_other_shards_records() {
+    const OTHER: StreamId = StreamId(10);
+    let data = directory();
+    let node = start(&data, 1, 1);
+    let mut admin = Admin::connect(node.addresses()[0], PATIENCE).expect("it serves");
+    let extent = open(0, 1, None).extent;
+    append_sized(node.addresses()[0], 0, 3, 1000);
+    let mut raw = Raw::connect(&node);
+    raw.subscribe(7, 0, 500, 10_000);
+    assert!(raw.is_silent(), "the first batch is larger than the credit");
+    let recovery_epoch = extent.epoch;
+    let fence = FenceExtent { extent, recovery_epoch };
+    let end = admin.fence_extent(&fence).expect("an extent can be fenced").end;
+    let seal = SealExtent { extent, recovery_epoch, end };
+    admin.seal_extent(&seal).expect("a fenced extent can be sealed");
+    let delete = DeleteShard { shard: extent.shard, recovery_epoch };
+    admin.delete_shard(&delete).expect("it has ended");
+    // For so long its place is another's, if nobody reads it.
+    std::thread::sleep(Duration::from_millis(2500));
+    let other = ExtentId { shard: ShardId { stream: OTHER, index: 0 }, epoch: Epoch(1) };
+    let other = OpenExtent { extent: other, ..open(0, 1, None) };
+    admin.open_extent(&other).expect("a new shard can be opened");
+    append_to(node.addresses()[0], OTHER, 0..10, 1000);
+    raw.credit(Credit::Grant { subscription: 7, bytes: 100_000 });
+    let (correlation, bytes, answer) = raw.event();
+    assert_eq!((correlation, bytes, answer.status), (7, 0, Ok(())));
+    assert!(answer.sealed_end && answer.next == end, "{answer:?}");
+    raw.subscribe(8, 0, 1000, 10_000);
+    assert_eq!(raw.event().2.status, Err(ErrorCode::UnknownShard.into()));
     node.stop();
 }

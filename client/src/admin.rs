@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use thalweg_wire::control::{
-    ControlAnswer, DescribeRequest, FenceExtent, NodeDescription, OpenExtent,
+    ControlAnswer, DeleteShard, DescribeRequest, FenceExtent, NodeDescription, OpenExtent,
     SHARD_DESCRIPTION_BYTES, SealExtent, ShardDescription, TrimShard,
 };
 use thalweg_wire::error::{ErrorCode, Refusal};
@@ -101,6 +101,14 @@ impl Admin {
     /// [`ClientError::Refused`], or a failed connection.
     pub fn trim_shard(&mut self, trim: &TrimShard) -> Result<ControlAnswer, ClientError> {
         self.command(FrameKind::TrimShard, &trim.encode())
+    }
+
+    /// Deletes a shard whose newest extent is sealed.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`], or a failed connection.
+    pub fn delete_shard(&mut self, delete: &DeleteShard) -> Result<ControlAnswer, ClientError> {
+        self.command(FrameKind::DeleteShard, &delete.encode())
     }
 
     /// The shards of a stream that this core serves, in order.

@@ -10,10 +10,10 @@ use thalweg_wire::batch::{Batch, BatchHeader, HEADER_BYTES};
 use thalweg_wire::checksum::crc32c;
 use thalweg_wire::codec::{put, u16_at, u32_at};
 use thalweg_wire::control::{
-    CONTROL_ANSWER_BYTES, ControlAnswer, DESCRIBE_REQUEST_BYTES, DescribeRequest,
-    FENCE_EXTENT_BYTES, FenceExtent, NodeDescription, OPEN_EXTENT_BYTES, OpenExtent,
-    SEAL_EXTENT_BYTES, SHARD_DESCRIPTION_BYTES, SealExtent, ShardDescription, TRIM_SHARD_BYTES,
-    TrimShard,
+    CONTROL_ANSWER_BYTES, ControlAnswer, DELETE_SHARD_BYTES, DESCRIBE_REQUEST_BYTES, DeleteShard,
+    DescribeRequest, FENCE_EXTENT_BYTES, FenceExtent, NodeDescription, OPEN_EXTENT_BYTES,
+    OpenExtent, SEAL_EXTENT_BYTES, SHARD_DESCRIPTION_BYTES, SealExtent, ShardDescription,
+    TRIM_SHARD_BYTES, TrimShard,
 };
 use thalweg_wire::error::ErrorCode;
 use thalweg_wire::fetch::{FETCH_ANSWER_BYTES, FETCH_REQUEST_BYTES, FetchAnswer, FetchRequest};
@@ -93,6 +93,7 @@ fn fixed_bytes(kind: FrameKind) -> Option<usize> {
         FrameKind::FenceExtent => Some(FENCE_EXTENT_BYTES),
         FrameKind::SealExtent => Some(SEAL_EXTENT_BYTES),
         FrameKind::TrimShard => Some(TRIM_SHARD_BYTES),
+        FrameKind::DeleteShard => Some(DELETE_SHARD_BYTES),
         FrameKind::ControlAnswer => Some(CONTROL_ANSWER_BYTES),
         FrameKind::Describe => Some(DESCRIBE_REQUEST_BYTES),
         FrameKind::Error => Some(ERROR_ANSWER_BYTES),
@@ -152,6 +153,9 @@ fn decode_payload(header: &FrameHeader, payload: &[u8]) {
         }
         FrameKind::TrimShard => {
             again(TrimShard::decode(payload), |trim| TrimShard::decode(&trim.encode()));
+        }
+        FrameKind::DeleteShard => {
+            again(DeleteShard::decode(payload), |delete| DeleteShard::decode(&delete.encode()));
         }
         FrameKind::ControlAnswer => {
             again(ControlAnswer::decode(payload), |it| ControlAnswer::decode(&it.encode()));

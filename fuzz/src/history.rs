@@ -6,7 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use arbitrary::{Result, Unstructured};
 use thalweg_node::config::BLOCK_BYTES;
 use thalweg_node::log::archive::ArchivedRecords;
-use thalweg_node::log::extent::{ExtentEnd, ExtentRecord, ExtentTrim, Producers, Remembered};
+use thalweg_node::log::extent::{
+    ExtentEnd, ExtentRecord, ExtentTrim, ForgottenShard, Producers, Remembered,
+};
 use thalweg_node::log::footer::{encode_footer, footer_bytes};
 use thalweg_node::log::format::{FrameKind, LogFrame, SegmentHeader, SegmentOrigin};
 use thalweg_node::log::index::{Location, SegmentIndex};
@@ -294,8 +296,34 @@ impl LogSoFar {
                 self.listed.insert(sequence, entry);
                 segment.push(choices, FrameKind::Merge, 0, &payload)
             }
+            6 => self.write_forget(choices, segment, number),
             _ => self.write_batch(choices, segment, number),
         }
+    }
+
+    /// Deletes the shard of an extent; mostly it has ended and is empty.
+    fn write_forget(
+        &mut self,
+        choices: &mut Unstructured<'_>,
+        segment: &mut Segment<'_>,
+        number: u32,
+    ) -> Result<bool> {
+        let shard = self.extents[&number].open.extent.shard;
+        let of_shard = |record: &&ExtentRecord| record.open.extent.shard == shard;
+        if choices.ratio(7, 8)? {
+            for record in self.extents.values().filter(of_shard) {
+                let state = ExtentState::Sealed;
+                let end = ExtentEnd { state, recovery_epoch: Epoch(0), end: record.end };
+                let trim = ExtentTrim { first_kept: record.end };
+                let whole = segment.push(choices, FrameKind::End, record.number, &end.encode())?
+                    && segment.push(choices, FrameKind::Trim, record.number, &trim.encode())?;
+                if !whole {
+                    return Ok(false);
+                }
+            }
+        }
+        self.extents.retain(|_, record| record.open.extent.shard != shard);
+        segment.push(choices, FrameKind::Forget, 0, &ForgottenShard { shard }.encode())
     }
 
     fn take_listed(&mut self, choices: &mut Unstructured<'_>) -> Result<Vec<u8>> {

@@ -14,8 +14,8 @@ use thalweg_node::log::index::{Location, SegmentIndex};
 use thalweg_wire::batch::{BatchHeader, HEADER_BYTES, assign};
 use thalweg_wire::codec::put;
 use thalweg_wire::control::{
-    ControlAnswer, DescribeRequest, ExtentState, FenceExtent, NodeDescription, OpenExtent,
-    SealExtent, ShardDescription, ShardLimits, TrimShard,
+    ControlAnswer, DeleteShard, DescribeRequest, ExtentState, FenceExtent, NodeDescription,
+    OpenExtent, SealExtent, ShardDescription, ShardLimits, TrimShard,
 };
 use thalweg_wire::error::{ErrorCode, Refusal};
 use thalweg_wire::fetch::{FetchAnswer, FetchFrom, FetchRequest};
@@ -31,6 +31,7 @@ const BATCH: &[u8] = include_bytes!("../../wire/golden/batch-v1.bin");
 const SEGMENT_1_FRONT: &[u8] = include_bytes!("../../node/golden/segment-1-front-v1.bin");
 const SEGMENT_1_BACK: &[u8] = include_bytes!("../../node/golden/segment-1-back-v1.bin");
 const SEGMENT_2_FRONT: &[u8] = include_bytes!("../../node/golden/segment-2-front-v1.bin");
+const DELETED_FRONT: &[u8] = include_bytes!("../../node/golden/segment-2-deleted-front-v1.bin");
 const RELEASED_FRONT: &[u8] = include_bytes!("../../node/golden/segment-2-released-front-v1.bin");
 const MERGED_FRONT: &[u8] = include_bytes!("../../node/golden/segment-2-merged-front-v1.bin");
 const SEGMENT_3_FRONT: &[u8] = include_bytes!("../../node/golden/segment-3-front-v1.bin");
@@ -84,6 +85,7 @@ fn main() -> io::Result<()> {
         ("two", vec![first, (SEGMENT_2_FRONT, none)]),
         ("no-footer", vec![(SEGMENT_1_FRONT, none), (SEGMENT_2_FRONT, none)]),
         ("released", vec![first, (RELEASED_FRONT, none)]),
+        ("deleted", vec![first, (DELETED_FRONT, none)]),
         ("merged", vec![first, (MERGED_FRONT, none), third]),
         ("merged-no-footer", vec![first, (MERGED_FRONT, none), (SEGMENT_3_FRONT, none)]),
     ] {
@@ -159,6 +161,7 @@ fn frames() -> Vec<(FrameKind, u32, Vec<u8>)> {
     let fence = FenceExtent { extent: EXTENT, recovery_epoch: Epoch(4) };
     let seal = SealExtent { extent: EXTENT, recovery_epoch: Epoch(4), end: Offset(50) };
     let trim = TrimShard { shard: SHARD, first_kept: Offset(43) };
+    let delete = DeleteShard { shard: SHARD, recovery_epoch: Epoch(4) };
     let refusal = Refusal::new(ErrorCode::SequenceGap, 4);
     let stored = Stored { first_offset: Offset(9), append_time_ms: 5, duplicate: true };
     let acks = [Ack { result: Ok(stored) }, Ack::refused(refusal)].map(|ack| ack.encode()).concat();
@@ -215,6 +218,7 @@ fn frames() -> Vec<(FrameKind, u32, Vec<u8>)> {
         (FrameKind::FenceExtent, 0, fence.encode().to_vec()),
         (FrameKind::SealExtent, 0, seal.encode().to_vec()),
         (FrameKind::TrimShard, 0, trim.encode().to_vec()),
+        (FrameKind::DeleteShard, 0, delete.encode().to_vec()),
         (FrameKind::ControlAnswer, 0, control.encode().to_vec()),
         (FrameKind::Describe, 0, DescribeRequest { from: SHARD }.encode().to_vec()),
         (FrameKind::DescribeAnswer, 2, [shard.encode(), shard.encode()].concat()),

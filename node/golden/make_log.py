@@ -1,7 +1,7 @@
 """Makes data directories of format version 1 from docs/format.md alone, independently of the Rust
 code: a superblock, a sealed segment and an open one behind it, as a crash leaves them. The open one
-comes in four versions: one that only goes on, one that releases the segment before it, one in which
-a merged segment takes that one's place, and one that names an archive. Of the segments only the parts that are not zero are
+comes in five versions: one that only goes on, one that releases the segment before it, one in which
+a merged segment takes that one's place, one that names an archive, and one in which the shard is deleted. Of the segments only the parts that are not zero are
 kept: what they begin and what they end with."""
 import pathlib
 import struct
@@ -121,6 +121,13 @@ begin = [(5, follows), (7, listed), (10, named), (6, struct.pack("<Q", 2))]
 archived = segment_header(2, SEGMENT, end)
 archived += write(2, SEGMENT, 4096, end, begin)
 
+# ... or its extent is sealed and trimmed, and its shard deleted.
+deleted = segment_header(2, SEGMENT, end)
+deleted += write(2, SEGMENT, 4096, end, [(5, snapshot), (7, listed[:24]), (6, struct.pack("<Q", 1))])
+sealed = struct.pack("<HHIQQ", 3, 0, 0, 5, 46)
+gone = [(3, sealed), (4, struct.pack("<Q", 46)), (11, struct.pack("<QII", 7, 3, 0))]
+deleted += write(2, SEGMENT, 8192, SEGMENT + 8192, gone)
+
 superblock = block(b"THALWEGD", struct.pack("<16sQ", DISK, SEGMENT))
 for name, bytes_ in [
     ("disk", superblock),
@@ -132,6 +139,7 @@ for name, bytes_ in [
     ("segment-3-front", third),
     ("segment-3-back", third_back),
     ("segment-2-archived-front", archived),
+    ("segment-2-deleted-front", deleted),
     ("segment-3-archive-front", archive),
     ("segment-3-archive-back", archive_back),
 ]:

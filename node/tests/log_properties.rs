@@ -1,5 +1,5 @@
-//! A log against a model, over any sequence of appends, openings, fences, seals, trims, archives,
-//! syncs and restarts.
+//! A log against a model, over any sequence of appends, openings, fences, seals, trims,
+//! deletions, archives, syncs and restarts.
 //!
 //! The model is a journal of what was appended, in order, with the position after it. A restart
 //! keeps a prefix of the journal, at least what was durable, and the log says how much: it is
@@ -64,6 +64,11 @@ enum Operation {
         shard: u8,
         share: u8,
     },
+    /// A shard is ended, emptied and deleted; nobody reads it, or somebody does.
+    Delete {
+        shard: u8,
+        is_read: bool,
+    },
     /// An archive begins, or the one under way is written, or fails, and ends.
     Archive {
         fails: bool,
@@ -94,6 +99,7 @@ fn operation() -> impl Strategy<Value = Operation> {
         1 => any::<u8>().prop_map(|shard| Operation::Fence { shard }),
         1 => any::<u8>().prop_map(|shard| Operation::Seal { shard }),
         4 => any::<(u8, u8)>().prop_map(|(shard, share)| Operation::Trim { shard, share }),
+        1 => any::<(u8, bool)>().prop_map(|(shard, is_read)| Operation::Delete { shard, is_read }),
         3 => (0..8_u8).prop_map(|one| Operation::Archive { fails: one == 0 }),
         6 => Just(Operation::Pump),
         3 => Just(Operation::Sync),
@@ -109,6 +115,7 @@ enum Event {
     Appended { number: u32, header: BatchHeader },
     Ended { number: u32, state: ExtentState },
     Trimmed { number: u32, first_kept: Offset },
+    Deleted { shard: u32 },
 }
 
 /// What a prefix of the journal comes to.
@@ -148,6 +155,9 @@ impl Model {
             }
             Event::Trimmed { number, first_kept } => {
                 self.extents.get_mut(number).expect("opened").first_kept = *first_kept;
+            }
+            Event::Deleted { shard } => {
+                self.extents.retain(|_, record| record.open.extent.shard.index != *shard);
             }
         }
     }
@@ -214,9 +224,14 @@ impl Rig {
             Operation::Open { shard } => {
                 self.open(u32::from(shard) % SHARDS);
             }
-            Operation::Fence { shard } => self.end(shard, ExtentState::Open, ExtentState::Fenced),
-            Operation::Seal { shard } => self.end(shard, ExtentState::Fenced, ExtentState::Sealed),
+            Operation::Fence { shard } => {
+                self.end(u32::from(shard) % SHARDS, ExtentState::Open, ExtentState::Fenced)
+            }
+            Operation::Seal { shard } => {
+                self.end(u32::from(shard) % SHARDS, ExtentState::Fenced, ExtentState::Sealed)
+            }
             Operation::Trim { shard, share } => self.trim(u32::from(shard) % SHARDS, share),
+            Operation::Delete { shard, is_read } => self.delete(u32::from(shard) % SHARDS, is_read),
             Operation::Archive { fails } => self.archive(fails),
             Operation::Pump => self.turn(),
             Operation::Sync => self.sync(),
@@ -370,8 +385,8 @@ impl Rig {
     }
 
     /// Fences or seals a shard's newest extent, if it is in the state before.
-    fn end(&mut self, shard: u8, before: ExtentState, state: ExtentState) {
-        let newest = self.model.newest(u32::from(shard) % SHARDS);
+    fn end(&mut self, shard: u32, before: ExtentState, state: ExtentState) {
+        let newest = self.model.newest(shard);
         let Some((number, end)) = newest
             .filter(|record| record.state == before)
             .map(|record| (record.number, record.end))
@@ -392,7 +407,7 @@ impl Rig {
         let numbers: Vec<u32> = self.log.extents().keys().copied().collect();
         for number in numbers {
             let record = &self.log.extent(number).record;
-            if record.open.extent.shard.index != shard {
+            if record.open.extent.shard.index != shard || self.log.extent(number).is_deleted {
                 continue;
             }
             let said = std::cell::Cell::new(false);
@@ -408,6 +423,21 @@ impl Rig {
         self.insist(|log, io| log.release_empty(io));
     }
 
+    /// Deletes a shard, once it has ended and is empty.
+    fn delete(&mut self, shard: u32, is_read: bool) {
+        self.end(shard, ExtentState::Open, ExtentState::Fenced);
+        self.end(shard, ExtentState::Fenced, ExtentState::Sealed);
+        let Some(newest) = self.model.newest(shard).map(|newest| newest.number) else { return };
+        self.trim(shard, u8::MAX);
+        let id = ShardId { stream: StreamId(1), index: shard };
+        self.insist(|log, io| log.forget_shard(io, id, Some(newest)));
+        if !is_read {
+            self.log.drop_deleted(newest);
+        }
+        self.journal(Event::Deleted { shard });
+        self.insist(|log, io| log.release_empty(io));
+    }
+
     /// Begins an archive of what has ended, or ends the one under way.
     fn archive(&mut self, fails: bool) {
         let Some(job) = self.archiving.take() else {
@@ -418,7 +448,8 @@ impl Rig {
                 .filter_map(|shard| self.model.newest(shard))
                 .map(|record| record.number)
                 .collect();
-            let all = self.log.extents().keys().copied();
+            let all = self.log.extents().iter().filter(|(_, extent)| !extent.is_deleted);
+            let all = all.map(|(number, _)| *number);
             let ended = all.filter(|number| !newest.contains(number)).collect();
             self.archiving = self.log.begin_archive(ended, 1);
             return;
@@ -463,8 +494,9 @@ impl Rig {
                 None => assert!(self.model.is_gone(record), "{record:?} is forgotten"),
             }
         }
-        for number in self.log.extents().keys() {
-            assert!(self.model.extents.contains_key(number), "extent {number} was never opened");
+        for (number, extent) in self.log.extents() {
+            let is_there = self.model.extents.contains_key(number);
+            assert_eq!(is_there, !extent.is_deleted, "extent {number} was never opened");
         }
         self.judge_archives();
         for shard in 0..SHARDS {
@@ -491,7 +523,8 @@ impl Rig {
     /// time; reads what is durable.
     fn look(&self, shard: u32, share: u8) {
         let mut next: Option<Offset> = None;
-        let extents = self.log.extents().values().map(|extent| &extent.record);
+        let extents = self.log.extents().values().filter(|extent| !extent.is_deleted);
+        let extents = extents.map(|extent| &extent.record);
         for record in extents.filter(|record| record.open.extent.shard.index == shard) {
             if let Some(next) = next.replace(record.end) {
                 assert_eq!(next, record.open.first_offset, "offsets go on from extent to extent");

@@ -98,6 +98,8 @@ async fn closed_shards_go_with_their_records() {
         client.call("SplitShard", split).await;
         client.wait_until_active("orders").await;
     }
+    let room = || async { router.known_node.room_now().await.expect("the node answers") };
+    let before = room().await;
     let indexes = || router.stream("orders").shards().map(|(index, _)| index).collect::<Vec<_>>();
     assert_eq!(retention.sweep().await.expect("a sweep"), Sweep::default());
     assert_eq!(indexes(), [0, 1, 2, 3, 4]);
@@ -105,6 +107,7 @@ async fn closed_shards_go_with_their_records() {
     let swept = retention.sweep().await.expect("a sweep");
     assert_eq!(swept, Sweep { removed: 2, ..Sweep::default() });
     assert_eq!(indexes(), [2, 3, 4]);
+    assert_eq!(room().await, before + 2, "their places are others'");
     // The stream goes on: to write, to be split, to be listed, to be deleted.
     put(&client, 1).await;
     let listed = client.call("ListShards", json!({ "StreamName": "orders" })).await;

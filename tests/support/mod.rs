@@ -11,6 +11,7 @@ pub(crate) mod tap;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -243,8 +244,19 @@ pub(crate) fn append(node: SocketAddr, from: u64, count: u64) {
 
 /// The same with so many bytes of data each, which begin with the number.
 pub(crate) fn append_sized(node: SocketAddr, from: u64, count: u64, data_bytes: usize) {
+    append_to(node, STREAM, from..from + count, data_bytes);
+}
+
+/// The same to another stream.
+pub(crate) fn append_to(
+    node: SocketAddr,
+    stream: StreamId,
+    numbers: Range<u64>,
+    data_bytes: usize,
+) {
     let config =
-        ProducerConfig { linger: Duration::from_millis(1), ..ProducerConfig::new(node, STREAM) };
+        ProducerConfig { linger: Duration::from_millis(1), ..ProducerConfig::new(node, stream) };
+    let count = numbers.end - numbers.start;
     let mut producer = Producer::connect(config).expect("the node serves");
     let mut acked = 0;
     let mut take = |producer: &mut Producer| {
@@ -253,7 +265,7 @@ pub(crate) fn append_sized(node: SocketAddr, from: u64, count: u64, data_bytes: 
             acked += u64::from(outcome.records);
         }
     };
-    for number in from..from + count {
+    for number in numbers {
         let key = format!("key-{number}");
         let key = key.as_bytes();
         let mut data = number.to_le_bytes().to_vec();

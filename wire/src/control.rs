@@ -15,6 +15,8 @@ pub const FENCE_EXTENT_BYTES: usize = 32;
 pub const SEAL_EXTENT_BYTES: usize = 40;
 /// Bytes of a [`TrimShard`].
 pub const TRIM_SHARD_BYTES: usize = 24;
+/// Bytes of a [`DeleteShard`].
+pub const DELETE_SHARD_BYTES: usize = 24;
 /// Bytes of a [`ControlAnswer`].
 pub const CONTROL_ANSWER_BYTES: usize = 40;
 /// Bytes of a [`DescribeRequest`].
@@ -274,8 +276,7 @@ impl TrimShard {
     #[must_use]
     pub fn encode(&self) -> [u8; TRIM_SHARD_BYTES] {
         let mut bytes = [0; TRIM_SHARD_BYTES];
-        put(&mut bytes, 0, self.shard.stream.0.to_le_bytes());
-        put(&mut bytes, 8, self.shard.index.to_le_bytes());
+        put_shard(&mut bytes, self.shard);
         put(&mut bytes, 16, self.first_kept.0.to_le_bytes());
         bytes
     }
@@ -286,8 +287,38 @@ impl TrimShard {
     /// When a field is out of its range.
     pub fn decode(payload: &[u8]) -> Result<TrimShard, FrameError> {
         exact(payload, TRIM_SHARD_BYTES, FrameKind::TrimShard)?;
-        let shard = ShardId { stream: StreamId(u64_at(payload, 0)), index: u32_at(payload, 8) };
-        Ok(TrimShard { shard, first_kept: Offset(u64_at(payload, 16)) })
+        Ok(TrimShard { shard: shard_at(payload), first_kept: Offset(u64_at(payload, 16)) })
+    }
+}
+
+/// Deletes a shard whose newest extent is sealed: its records and whatever a node knows of it.
+/// When it is answered, the node has room for another in its place.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DeleteShard {
+    /// The shard.
+    pub shard: ShardId,
+    /// The recovery that asks; a lower one than the highest seen is refused.
+    pub recovery_epoch: Epoch,
+}
+
+impl DeleteShard {
+    /// Stream, shard, zero, recovery epoch.
+    #[must_use]
+    pub fn encode(&self) -> [u8; DELETE_SHARD_BYTES] {
+        let mut bytes = [0; DELETE_SHARD_BYTES];
+        put_shard(&mut bytes, self.shard);
+        put(&mut bytes, 16, self.recovery_epoch.0.to_le_bytes());
+        bytes
+    }
+
+    /// Takes a command apart.
+    ///
+    /// # Errors
+    /// When a field is out of its range.
+    pub fn decode(payload: &[u8]) -> Result<DeleteShard, FrameError> {
+        exact(payload, DELETE_SHARD_BYTES, FrameKind::DeleteShard)?;
+        let recovery_epoch = Epoch(u64_at(payload, 16));
+        Ok(DeleteShard { shard: shard_at(payload), recovery_epoch })
     }
 }
 
@@ -375,8 +406,7 @@ impl DescribeRequest {
     #[must_use]
     pub fn encode(&self) -> [u8; DESCRIBE_REQUEST_BYTES] {
         let mut bytes = [0; DESCRIBE_REQUEST_BYTES];
-        put(&mut bytes, 0, self.from.stream.0.to_le_bytes());
-        put(&mut bytes, 8, self.from.index.to_le_bytes());
+        put_shard(&mut bytes, self.from);
         bytes
     }
 
@@ -386,8 +416,7 @@ impl DescribeRequest {
     /// When it is not one.
     pub fn decode(payload: &[u8]) -> Result<DescribeRequest, FrameError> {
         exact(payload, DESCRIBE_REQUEST_BYTES, FrameKind::Describe)?;
-        let from = ShardId { stream: StreamId(u64_at(payload, 0)), index: u32_at(payload, 8) };
-        Ok(DescribeRequest { from })
+        Ok(DescribeRequest { from: shard_at(payload) })
     }
 }
 
@@ -429,9 +458,8 @@ impl ShardDescription {
     pub fn decode(bytes: &[u8]) -> Result<ShardDescription, FrameError> {
         let malformed = |what| FrameError::Payload { kind: FrameKind::DescribeAnswer, what };
         exact(bytes, SHARD_DESCRIPTION_BYTES, FrameKind::DescribeAnswer)?;
-        let shard = ShardId { stream: StreamId(u64_at(bytes, 0)), index: u32_at(bytes, 8) };
         Ok(ShardDescription {
-            extent: ExtentId { shard, epoch: Epoch(u64_at(bytes, 16)) },
+            extent: ExtentId { shard: shard_at(bytes), epoch: Epoch(u64_at(bytes, 16)) },
             state: ExtentState::from_number(u16_at(bytes, 12)).ok_or(malformed("no such state"))?,
             range: range_at(bytes, 32).ok_or(malformed("the range ends before it starts"))?,
             earliest: Offset(u64_at(bytes, 24)),
@@ -508,14 +536,22 @@ impl NodeDescription {
     }
 }
 
+fn put_shard(bytes: &mut [u8], shard: ShardId) {
+    put(bytes, 0, shard.stream.0.to_le_bytes());
+    put(bytes, 8, shard.index.to_le_bytes());
+}
+
+fn shard_at(bytes: &[u8]) -> ShardId {
+    ShardId { stream: StreamId(u64_at(bytes, 0)), index: u32_at(bytes, 8) }
+}
+
 fn put_extent(bytes: &mut [u8], extent: ExtentId) {
-    put(bytes, 0, extent.shard.stream.0.to_le_bytes());
-    put(bytes, 8, extent.shard.index.to_le_bytes());
+    put_shard(bytes, extent.shard);
     put(bytes, 16, extent.epoch.0.to_le_bytes());
 }
 
 fn extent_at(bytes: &[u8], kind: FrameKind) -> Result<ExtentId, FrameError> {
-    let shard = ShardId { stream: StreamId(u64_at(bytes, 0)), index: u32_at(bytes, 8) };
+    let shard = shard_at(bytes);
     match u64_at(bytes, 16) {
         0 => Err(FrameError::Payload { kind, what: "an extent's epoch is not zero" }),
         epoch => Ok(ExtentId { shard, epoch: Epoch(epoch) }),
@@ -569,6 +605,8 @@ mod tests {
         assert_eq!(SealExtent::decode(&seal.encode()), Ok(seal));
         let trim = TrimShard { shard: SHARD, first_kept: Offset(9) };
         assert_eq!(TrimShard::decode(&trim.encode()), Ok(trim));
+        let delete = DeleteShard { shard: SHARD, recovery_epoch: Epoch(4) };
+        assert_eq!(DeleteShard::decode(&delete.encode()), Ok(delete));
         let describe = DescribeRequest { from: SHARD };
         assert_eq!(DescribeRequest::decode(&describe.encode()), Ok(describe));
     }

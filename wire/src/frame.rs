@@ -79,13 +79,15 @@ kinds! {
     SealExtent = 15, SMALL;
     /// [`crate::control::TrimShard`].
     TrimShard = 17, SMALL;
-    /// [`crate::control::ControlAnswer`]: answers the four above.
+    /// [`crate::control::ControlAnswer`]: answers the four above, and [`FrameKind::DeleteShard`].
     ControlAnswer = 18, SMALL;
     /// [`crate::control::DescribeRequest`].
     Describe = 19, SMALL;
     /// [`crate::control::ShardDescription`] a shard; `items` counts them.
     DescribeAnswer = 20,
         limits::DESCRIBE_SHARDS_MAX * crate::control::SHARD_DESCRIPTION_BYTES as u32;
+    /// [`crate::control::DeleteShard`].
+    DeleteShard = 21, SMALL;
     /// [`ErrorAnswer`]: the request as a whole was refused. After some codes the connection
     /// closes.
     Error = 254, SMALL;

@@ -5,17 +5,17 @@
 
 use thalweg_wire::codec::align_up;
 use thalweg_wire::control::{
-    ControlAnswer, DescribeRequest, ExtentState, FenceExtent, NodeDescription, OpenExtent,
-    SHARD_DESCRIPTION_BYTES, SealExtent, ShardDescription, TrimShard,
+    ControlAnswer, DeleteShard, DescribeRequest, ExtentState, FenceExtent, NodeDescription,
+    OpenExtent, SHARD_DESCRIPTION_BYTES, SealExtent, ShardDescription, TrimShard,
 };
 use thalweg_wire::error::{ErrorCode, Refusal};
 use thalweg_wire::frame::{FrameError, FrameHeader, FrameKind};
-use thalweg_wire::ids::{Epoch, ExtentId, Lsn, Offset};
+use thalweg_wire::ids::{Epoch, ExtentId, Lsn, Offset, ShardId};
 use thalweg_wire::limits;
 
 use super::connection::ConnectionKey;
 use super::machine::Core;
-use super::shard::{ExtentPlace, Shard, account_of, range_of};
+use super::shard::{Deleted, ExtentPlace, Shard, account_of, range_of};
 use super::throttle::Buckets;
 use crate::io::{Io, Piece};
 use crate::log::extent::{EXTENT_END_BYTES, ExtentEnd, ExtentRecord, Producers, RECORD_BYTES_MAX};
@@ -49,6 +49,9 @@ impl<I: Io> Core<I> {
             FrameKind::FenceExtent => FenceExtent::decode(&payload).map(|fence| self.fence(fence)),
             FrameKind::SealExtent => SealExtent::decode(&payload).map(|seal| self.seal(seal)),
             FrameKind::TrimShard => TrimShard::decode(&payload).map(|trim| self.trim(trim)),
+            FrameKind::DeleteShard => {
+                DeleteShard::decode(&payload).map(|delete| self.delete(delete))
+            }
             kind => Err(FrameError::Payload { kind, what: "it is no command" }),
         };
         let answer = |status, epoch, earliest, end| ControlAnswer { status, epoch, earliest, end };
@@ -313,6 +316,52 @@ impl<I: Io> Core<I> {
         self.forget_extents(shard);
         let lsn = self.logs[newest.log as usize].appended();
         Ok(Obeyed { others, ..self.obeyed(shard, newest, lsn) })
+    }
+
+    /// Deletes a shard that has ended; from then on it is unknown.
+    fn delete(&mut self, delete: DeleteShard) -> Result<Obeyed, Refusal> {
+        let DeleteShard { shard: id, recovery_epoch } = delete;
+        let shard = match self.place_of(id) {
+            Err(refusal) => return self.deleted_before(id).ok_or(refusal),
+            Ok(shard) => shard,
+        };
+        let newest = self.shards.at(shard).newest();
+        let record = &self.logs[newest.log as usize].extent(newest.number).record;
+        let (epoch, end) = (record.open.extent.epoch, record.end);
+        if recovery_epoch < record.recovery_epoch {
+            return Err(Refusal::new(ErrorCode::StaleRecovery, record.recovery_epoch.0));
+        }
+        if record.state != ExtentState::Sealed {
+            return Err(Refusal::new(ErrorCode::Conflict, epoch.0));
+        }
+        // Its last records are on their way to the disk.
+        if self.shards.at(shard).committed < end {
+            return Err(ErrorCode::Overloaded.into());
+        }
+        self.trim(TrimShard { shard: id, first_kept: end })?;
+        // A log in which the shard was before may remember extents of it that were forgotten
+        // since, for nothing in it says so: a start would bring them back. The newest's log is
+        // last, so that the shard is here until all others know.
+        let mut logs: Vec<u32> = self.in_directory_of(newest.log).collect();
+        logs.sort_by_key(|log| *log == newest.log);
+        let mut after = Vec::with_capacity(logs.len());
+        for log in logs {
+            let number = (log == newest.log).then_some(newest.number);
+            self.with_log(log, |log, io| log.forget_shard(io, id, number))?;
+            after.push((log, self.logs[log as usize].appended()));
+        }
+        self.shards.delete(Deleted { place: shard, after });
+        self.placement.release(id);
+        Ok(self.deleted_before(id).expect("just deleted"))
+    }
+
+    /// What deleting a shard came to that is not known any more, while that may not be durable yet.
+    fn deleted_before(&self, id: ShardId) -> Option<Obeyed> {
+        let Deleted { place, after } = self.shards.find_deleted(id)?;
+        let newest = self.shards.at(*place).newest();
+        let (_, lsn) = after.iter().find(|(log, _)| *log == newest.log).expect("its log forgot it");
+        let others = after.iter().map(|(log, _)| *log).filter(|log| *log != newest.log).collect();
+        Some(Obeyed { others, ..self.obeyed(*place, newest, *lsn) })
     }
 
     /// Forgets the extents of a shard that ended and of which nothing is kept, but for the newest.

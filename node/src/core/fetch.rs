@@ -70,6 +70,13 @@ pub struct Fetch {
     state: State,
 }
 
+impl Fetch {
+    /// The place of the shard that it reads.
+    pub(super) fn shard(&self) -> u32 {
+        self.shard
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum State {
     /// For a commit, until it is due.

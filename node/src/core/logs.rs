@@ -101,7 +101,7 @@ impl<I: Io> Core<I> {
     }
 
     /// The logs in the directory of this one, itself among them.
-    fn in_directory_of(&self, place: u32) -> impl Iterator<Item = u32> + use<'_, I> {
+    pub(super) fn in_directory_of(&self, place: u32) -> impl Iterator<Item = u32> + use<'_, I> {
         let directory = |log: &LogIdentity| (log.disk, log.log);
         let wanted = directory(self.logs[place as usize].identity());
         (0..)

@@ -526,7 +526,8 @@ impl<I: Io> Core<I> {
             | FrameKind::OpenExtent
             | FrameKind::FenceExtent
             | FrameKind::SealExtent
-            | FrameKind::TrimShard => self.control(key, header, payload.piece),
+            | FrameKind::TrimShard
+            | FrameKind::DeleteShard => self.control(key, header, payload.piece),
             _ => self.refuse_request(key, header.correlation, ErrorCode::UnsupportedKind.into()),
         }
         if payload.owned {

@@ -5,7 +5,7 @@ use std::sync::RwLock;
 
 use thalweg_wire::control::OpenExtent;
 use thalweg_wire::hash_range::HashRange;
-use thalweg_wire::ids::{Epoch, Offset, ShardId};
+use thalweg_wire::ids::{Epoch, Lsn, Offset, ShardId};
 
 use super::fairness::{AccountId, AccountPlace, Accounts};
 use super::throttle::Buckets;
@@ -25,7 +25,7 @@ pub struct ExtentPlace {
 pub struct Shard {
     /// Which.
     pub id: ShardId,
-    /// Its extents, oldest first; never empty.
+    /// Its extents, oldest first; none when nobody has the place.
     pub extents: Vec<ExtentPlace>,
     /// End of the committed records: readers see none beyond.
     pub committed: Offset,
@@ -74,6 +74,19 @@ pub struct Shards {
     ordered: BTreeMap<ShardId, u32>,
     /// How many have write limits.
     limited: usize,
+    /// Shards that were deleted, whose places somebody may still name.
+    deleted: Vec<Deleted>,
+    /// Places that nobody names.
+    free: Vec<u32>,
+}
+
+/// A shard that was deleted.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Deleted {
+    /// Its place.
+    pub place: u32,
+    /// Logs, and the position of each from which on nothing waits that was appended before.
+    pub after: Vec<(u32, Lsn)>,
 }
 
 impl Shards {
@@ -109,12 +122,50 @@ impl Shards {
 
     /// Takes a shard in; answers its place.
     pub fn insert(&mut self, shard: Shard) -> u32 {
-        let place = self.all.len() as u32;
+        let place = self.free.pop().unwrap_or(self.all.len() as u32);
         self.places.insert(shard.id, place);
         self.ordered.insert(shard.id, place);
         self.limited += usize::from(shard.buckets.is_some());
-        self.all.push(shard);
+        match self.all.get_mut(place as usize) {
+            Some(free) => *free = shard,
+            None => self.all.push(shard),
+        }
         place
+    }
+
+    /// A shard was deleted: it is not found any more. Its place keeps what those who read need.
+    pub fn delete(&mut self, deleted: Deleted) {
+        let place = deleted.place;
+        self.set_buckets(place, None);
+        let id = self.at(place).id;
+        self.places.remove(&id);
+        self.ordered.remove(&id);
+        self.deleted.push(deleted);
+    }
+
+    /// A shard that was deleted and whose place is not free yet.
+    #[must_use]
+    pub fn find_deleted(&self, id: ShardId) -> Option<&Deleted> {
+        self.deleted.iter().rfind(|deleted| self.at(deleted.place).id == id)
+    }
+
+    /// Gives the places of deleted shards free that `is_unused` says nobody names; answers the
+    /// extents that were there.
+    pub fn free_deleted(&mut self, is_unused: impl Fn(&Deleted) -> bool) -> Vec<ExtentPlace> {
+        let unused: Vec<Deleted> =
+            self.deleted.extract_if(.., |deleted| is_unused(deleted)).collect();
+        let mut extents = Vec::new();
+        for Deleted { place, .. } in unused {
+            extents.append(&mut self.all[place as usize].extents);
+            self.free.push(place);
+        }
+        extents
+    }
+
+    /// Whether places of deleted shards are not free yet.
+    #[must_use]
+    pub fn has_deleted(&self) -> bool {
+        !self.deleted.is_empty()
     }
 
     /// Gives a shard other write limits, or none.
@@ -156,17 +207,24 @@ impl Shards {
     /// How many there are.
     #[must_use]
     pub fn count(&self) -> usize {
-        self.all.len()
+        self.ordered.len()
     }
 
-    /// Every place.
-    pub fn places(&self) -> impl Iterator<Item = u32> + use<> {
-        0..self.all.len() as u32
+    /// The place of each shard, in the order of ids.
+    #[must_use]
+    pub fn places(&self) -> Vec<u32> {
+        self.ordered.values().copied().collect()
+    }
+
+    /// How many places there are, those of deleted shards among them.
+    #[must_use]
+    pub fn places_count(&self) -> u32 {
+        self.all.len() as u32
     }
 }
 
 /// Which core serves which shard. It is asked only about shards that the asked core does not
-/// have, and changed only when a shard is new: never on the way of a record.
+/// have, and changed only when a shard comes or goes: never on the way of a record.
 #[derive(Debug, Default)]
 pub struct Placement {
     cores: RwLock<HashMap<ShardId, u16>>,
@@ -177,6 +235,12 @@ impl Placement {
     pub fn claim(&self, shard: ShardId, core: u16) -> u16 {
         let mut cores = self.cores.write().unwrap_or_else(std::sync::PoisonError::into_inner);
         *cores.entry(shard).or_insert(core)
+    }
+
+    /// A shard was deleted: whichever core is asked first has it, should it come again.
+    pub fn release(&self, shard: ShardId) {
+        let mut cores = self.cores.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        cores.remove(&shard);
     }
 
     /// The core that serves a shard.

@@ -57,6 +57,11 @@ impl Subscriptions {
         self.all.len()
     }
 
+    /// The places of the shards that they read.
+    pub fn shards(&self) -> impl Iterator<Item = u32> + '_ {
+        self.all.values().map(|subscription| subscription.shard)
+    }
+
     /// What a subscription may be sent now, in bytes.
     #[must_use]
     pub fn credit(&self, serial: u64) -> u64 {

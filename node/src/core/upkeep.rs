@@ -5,8 +5,11 @@
 //! A controller trims by command. A node that is its own controller does it by age, whole
 //! segments at a time: looking at single batches would read what is about to be thrown away.
 
+use std::collections::HashSet;
+
 use super::machine::{Core, CoreRequest, CoreSettings, Time};
 use super::shard::ExtentPlace;
+use thalweg_wire::ids::Lsn;
 use thalweg_wire::limits::RETENTION_CLASSES;
 
 use crate::io::{Errno, FileId, Io};
@@ -120,6 +123,7 @@ impl<I: Io> Core<I> {
             // What is refused for want of memory is asked for again as well.
             let _ = self.reopen_shards(&mut 0);
         }
+        self.free_deleted();
         self.trim_aged(now_us);
         for log in 0..self.logs.len() {
             // First, for it is needed seldom, and merges may be wanted at all times.
@@ -181,6 +185,24 @@ impl<I: Io> Core<I> {
         }
     }
 
+    /// Gives the places of deleted shards to others, when nobody reads there any more and nobody
+    /// waits for what was appended before.
+    fn free_deleted(&mut self) {
+        if !self.shards.has_deleted() {
+            return;
+        }
+        let fetched = self.fetches.iter().map(|(_, fetch)| fetch.shard());
+        let named: HashSet<u32> = fetched.chain(self.subscriptions.shards()).collect();
+        let logs = &self.logs;
+        let dropped = self.shards.free_deleted(|deleted| {
+            let is_durable = |(log, lsn): &(u32, Lsn)| logs[*log as usize].durable() >= *lsn;
+            !named.contains(&deleted.place) && deleted.after.iter().all(is_durable)
+        });
+        for ExtentPlace { log, number } in dropped {
+            self.logs[log as usize].drop_deleted(number);
+        }
+    }
+
     /// Lets go of what has aged. A shard's extents in their order, whatever logs they are in: what
     /// is kept of it has no gap.
     fn trim_aged(&mut self, now_us: u64) {
@@ -197,7 +219,7 @@ impl<I: Io> Core<I> {
         if !has_aged {
             return;
         }
-        let all = self.shards.count() as u32;
+        let all = self.shards.places_count();
         let from = self.upkeep.aged_from.min(all);
         let until = all.min(from + AGED_SHARDS_MAX);
         for shard in from..until {
@@ -262,7 +284,7 @@ impl<I: Io> Core<I> {
             return;
         }
         let mut ended = Vec::new();
-        for shard in 0..self.shards.count() as u32 {
+        for shard in 0..self.shards.places_count() {
             let [older @ .., _] = &self.shards.at(shard).extents[..] else { continue };
             let here = older.iter().filter(|place| place.log == log as u32);
             ended.extend(here.map(|place| place.number));

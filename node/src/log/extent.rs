@@ -4,7 +4,7 @@
 
 use thalweg_wire::codec::{array_at, put, u16_at, u32_at, u64_at};
 use thalweg_wire::control::{ExtentState, OPEN_EXTENT_BYTES, OpenExtent};
-use thalweg_wire::ids::{BootId, Epoch, Offset, ProducerId};
+use thalweg_wire::ids::{BootId, Epoch, Offset, ProducerId, ShardId, StreamId};
 use thalweg_wire::limits::{PRODUCER_WINDOW, PRODUCERS_PER_SHARD_MAX};
 use thiserror::Error;
 
@@ -19,6 +19,8 @@ pub const RECORD_BYTES_MAX: usize = RECORD_FIXED_BYTES
 pub const EXTENT_END_BYTES: usize = 24;
 /// Bytes of an [`ExtentTrim`].
 pub const EXTENT_TRIM_BYTES: usize = 8;
+/// Bytes of a [`ForgottenShard`].
+pub const FORGOTTEN_SHARD_BYTES: usize = 16;
 
 /// A payload that its kind of frame cannot have.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
@@ -203,6 +205,36 @@ impl ExtentTrim {
     }
 }
 
+/// A shard was deleted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ForgottenShard {
+    /// Which.
+    pub shard: ShardId,
+}
+
+impl ForgottenShard {
+    /// Stream, shard, zero.
+    #[must_use]
+    pub fn encode(&self) -> [u8; FORGOTTEN_SHARD_BYTES] {
+        let mut bytes = [0; FORGOTTEN_SHARD_BYTES];
+        put(&mut bytes, 0, self.shard.stream.0.to_le_bytes());
+        put(&mut bytes, 8, self.shard.index.to_le_bytes());
+        bytes
+    }
+
+    /// Takes one apart.
+    ///
+    /// # Errors
+    /// When it is not one.
+    pub fn decode(bytes: &[u8]) -> Result<ForgottenShard, MalformedRecord> {
+        if bytes.len() != FORGOTTEN_SHARD_BYTES {
+            return Err(MalformedRecord { what: "the length of a forgotten shard" });
+        }
+        let shard = ShardId { stream: StreamId(u64_at(bytes, 0)), index: u32_at(bytes, 8) };
+        Ok(ForgottenShard { shard })
+    }
+}
+
 /// A stored batch of a producer, so that a repetition is told the same.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Remembered {
@@ -356,7 +388,7 @@ impl Producers {
 pub(crate) mod tests {
     use super::*;
     use thalweg_wire::hash_range::HashRange;
-    use thalweg_wire::ids::{ExtentId, ShardId, StreamId};
+    use thalweg_wire::ids::ExtentId;
     use thalweg_wire::limits::SEQUENCE_MAX;
 
     /// An open extent of shard `index`.
@@ -409,13 +441,16 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn ends_and_trims_round_trip() {
+    fn changes_round_trip() {
         let end =
             ExtentEnd { state: ExtentState::Sealed, recovery_epoch: Epoch(2), end: Offset(3) };
         assert_eq!(ExtentEnd::decode(&end.encode()), Ok(end));
         assert!(ExtentEnd::decode(&[0; EXTENT_END_BYTES]).is_err());
         let trim = ExtentTrim { first_kept: Offset(4) };
         assert_eq!(ExtentTrim::decode(&trim.encode()), Ok(trim));
+        let forgotten = ForgottenShard { shard: ShardId { stream: StreamId(5), index: 6 } };
+        assert_eq!(ForgottenShard::decode(&forgotten.encode()), Ok(forgotten));
+        assert!(ForgottenShard::decode(&forgotten.encode()[1..]).is_err());
     }
 
     #[test]

@@ -74,14 +74,18 @@ pub enum FrameKind {
     /// Part of the snapshot: which records of an archive count,
     /// [`super::archive::ArchivedRecords`].
     Archived = 10,
+    /// A shard was deleted: a [`super::extent::ForgottenShard`]. No extent of it that was opened
+    /// before counts any more.
+    Forget = 11,
 }
 
 impl FrameKind {
     fn from_number(number: u16) -> Option<FrameKind> {
         use FrameKind::{
-            Archived, Batch, End, Merge, Open, Release, Segments, Snapshot, SnapshotEnd, Trim,
+            Archived, Batch, End, Forget, Merge, Open, Release, Segments, Snapshot, SnapshotEnd,
+            Trim,
         };
-        [Batch, Open, End, Trim, Snapshot, SnapshotEnd, Segments, Release, Merge, Archived]
+        [Batch, Open, End, Trim, Snapshot, SnapshotEnd, Segments, Release, Merge, Archived, Forget]
             .into_iter()
             .find(|kind| *kind as u16 == number)
     }

@@ -509,7 +509,7 @@ async fn with_runs(
         .into_iter()
         .map(|(number, record)| {
             let archived = archived.get(&number).copied();
-            (number, Extent { record, runs: Vec::new(), ended: Lsn(0), archived })
+            (number, Extent { archived, ..Extent::new(record) })
         })
         .collect();
     for segment in &mut *sealed {

@@ -8,9 +8,12 @@
 use std::collections::{HashMap, VecDeque};
 
 use thalweg_wire::codec::{put, u64_at};
-use thalweg_wire::ids::{Lsn, Offset};
+use thalweg_wire::ids::{Lsn, Offset, ShardId};
 
-use super::extent::{EXTENT_TRIM_BYTES, ExtentTrim, MalformedRecord, RECORD_FIXED_BYTES};
+use super::extent::{
+    EXTENT_TRIM_BYTES, ExtentTrim, FORGOTTEN_SHARD_BYTES, ForgottenShard, MalformedRecord,
+    RECORD_FIXED_BYTES,
+};
 use super::format::FrameKind;
 use super::segments::{AppendRefusal, Extent, FreeSegment, Log, Run, SNAPSHOT_FRAME_BYTES};
 use crate::io::{FileId, Io};
@@ -198,16 +201,54 @@ impl Log {
     pub fn forget_extent(&mut self, number: u32) -> bool {
         let gone = is_gone(self.extent(number));
         if gone {
-            if !self.is_archived(self.extent(number)) {
-                // It is not in the next snapshot. What was counted of its producers counts on
-                // until then.
-                let one_bytes = RECORD_FIXED_BYTES as u64;
-                self.snapshot_bytes = self.snapshot_bytes.saturating_sub(one_bytes);
-            }
-            self.unarchive(number);
+            self.leave_snapshots(number);
             self.extents.remove(&number);
         }
         gone
+    }
+
+    /// Forgets a shard that was deleted: all extents that the log ever had of it, those among them
+    /// that only a crash could bring back. `newest` is the one that is here, and of which nothing is
+    /// kept; it stays until [`Log::drop_deleted`].
+    ///
+    /// # Errors
+    /// [`AppendRefusal`]; nothing was changed then.
+    ///
+    /// # Panics
+    /// When something of the newest is kept.
+    pub fn forget_shard(
+        &mut self,
+        io: &mut impl Io,
+        shard: ShardId,
+        newest: Option<u32>,
+    ) -> Result<(), AppendRefusal> {
+        self.reserve_record(io, FORGOTTEN_SHARD_BYTES)?;
+        self.append_record(io, FrameKind::Forget, 0, &ForgottenShard { shard }.encode());
+        if let Some(number) = newest {
+            assert!(is_gone(self.extent(number)), "what is deleted has ended and is empty");
+            self.leave_snapshots(number);
+            self.extent_mut(number).is_deleted = true;
+        }
+        Ok(())
+    }
+
+    /// Nobody reads an extent of a deleted shard any more.
+    ///
+    /// # Panics
+    /// When its shard was not deleted.
+    pub fn drop_deleted(&mut self, number: u32) {
+        let dropped = self.extents.remove(&number).is_some_and(|extent| extent.is_deleted);
+        assert!(dropped, "extent {number} was deleted");
+    }
+
+    /// The next snapshot does not have the extent. What was counted of its producers counts on
+    /// until then.
+    fn leave_snapshots(&mut self, number: u32) {
+        if !self.is_archived(self.extent(number)) {
+            let one_bytes = RECORD_FIXED_BYTES as u64;
+            self.snapshot_bytes = self.snapshot_bytes.saturating_sub(one_bytes);
+        }
+        self.unarchive(number);
     }
 
     /// Releases the segments in which nothing is kept.

@@ -112,7 +112,9 @@ impl Log {
     }
 
     fn begin_segment(&mut self, io: &mut impl Io) -> Result<(), AppendRefusal> {
-        let hot = self.extents.values().filter(|extent| !self.is_archived(extent));
+        let listed = || self.extents.values().filter(|extent| !extent.is_deleted);
+        let listed_count = listed().count() as u64;
+        let hot = listed().filter(|extent| !self.is_archived(extent));
         let snapshot = record_frames(hot.map(|extent| &extent.record));
         let segments = self.segment_entries();
         let archived = self.archived_records();
@@ -133,7 +135,7 @@ impl Log {
             if !std::mem::replace(&mut self.told_many_extents, true) {
                 tracing::error!(
                     log = self.identity.log,
-                    extents = self.extents.len(),
+                    extents = listed_count,
                     snapshot_bytes,
                     "the log cannot go on: its extents fill a segment; format a directory with \
                      larger segments, or trim and seal shards"
@@ -191,7 +193,7 @@ impl Log {
         }
         self.archives.note_snapshot(&archived);
         let mut end = [0; SNAPSHOT_END_BYTES];
-        put(&mut end, 0, (self.extents.len() as u64).to_le_bytes());
+        put(&mut end, 0, listed_count.to_le_bytes());
         put(&mut end, 8, self.next_extent.to_le_bytes());
         self.append_record(io, FrameKind::SnapshotEnd, 0, &end);
         self.release_spare_gathers(io);

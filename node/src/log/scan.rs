@@ -13,7 +13,7 @@ use thalweg_wire::ids::{BootId, Lsn, ShardId};
 use thalweg_wire::limits::BODY_BYTES_MAX;
 
 use super::archive::{ArchiveAt, ArchivedRecords, Ranges, has_number, read_archive};
-use super::extent::{ExtentEnd, ExtentRecord, ExtentTrim, MalformedRecord};
+use super::extent::{ExtentEnd, ExtentRecord, ExtentTrim, ForgottenShard, MalformedRecord};
 use super::footer::footer_bytes;
 use super::format::{FRAME_HEADER_BYTES, FrameKind, LogFrame, SEGMENT_HEADER_BYTES, SegmentOrigin};
 use super::index::{Location, SegmentIndex};
@@ -312,6 +312,9 @@ impl ScanState {
                 self.release(replaced)?;
                 self.segments.get_or_insert_default().insert(entry.sequence, entry);
             }
+            FrameKind::Forget => {
+                self.forget(ForgottenShard::decode(payload).map_err(text)?.shard)?;
+            }
             FrameKind::Batch => unreachable!("batches are applied apart"),
         }
         Ok(())
@@ -338,6 +341,21 @@ impl ScanState {
             record.state = ExtentState::Sealed;
             record.producers = Default::default();
         }
+    }
+
+    /// A shard was deleted, when it had ended and its records were let go.
+    fn forget(&mut self, shard: ShardId) -> Result<(), String> {
+        let numbers = self.of_shards.range((shard, 0)..=(shard, u32::MAX));
+        let numbers: Vec<u32> = numbers.map(|(_, number)| *number).collect();
+        for number in numbers {
+            self.of_shards.remove(&(shard, number));
+            self.archived.remove(&number);
+            let record = self.extents.remove(&number).expect("both have the same extents");
+            if record.state != ExtentState::Sealed || record.first_kept < record.end {
+                return Err("a shard is deleted of which something is kept".into());
+            }
+        }
+        Ok(())
     }
 
     /// The record of an extent; none when it is in an archive of which nothing is known.

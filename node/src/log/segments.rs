@@ -112,6 +112,16 @@ pub struct Extent {
     pub ended: Lsn,
     /// The archive that has its record as it is, or is to have it when it counts.
     pub archived: Option<u64>,
+    /// Its shard was deleted: no snapshot has it any more. It is here for those who still read.
+    pub is_deleted: bool,
+}
+
+impl Extent {
+    /// An extent with this record, of which no batch is known yet.
+    #[must_use]
+    pub fn new(record: ExtentRecord) -> Extent {
+        Extent { record, runs: Vec::new(), ended: Lsn(0), archived: None, is_deleted: false }
+    }
 }
 
 /// A segment that is whole: it has a footer and takes nothing more.
@@ -524,8 +534,7 @@ impl Log {
         record.encode_into(&mut payload);
         self.snapshot_bytes += payload.len() as u64;
         self.archives.note_opened();
-        self.extents
-            .insert(number, Extent { record, runs: Vec::new(), ended: Lsn(0), archived: None });
+        self.extents.insert(number, Extent::new(record));
         (number, self.append_record(io, FrameKind::Open, number, &payload))
     }
 

@@ -1,5 +1,5 @@
 //! The nodes as a controller sees them: who they are, which of their cores has which shard, and
-//! the commands that open, end and trim what is on them.
+//! the commands that open, end, trim and delete what is on them.
 //!
 //! What a node has is asked of the node itself: its cores' ports and its shards' epochs change
 //! with each of its starts. The answers are the routes that records follow; a route that turned
@@ -14,8 +14,8 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use futures_util::future::try_join_all;
 use thalweg_wire::control::{
-    ControlAnswer, DescribeRequest, ExtentState, FenceExtent, NodeDescription, OpenExtent,
-    SHARD_DESCRIPTION_BYTES, SealExtent, ShardDescription, TrimShard,
+    ControlAnswer, DeleteShard, DescribeRequest, ExtentState, FenceExtent, NodeDescription,
+    OpenExtent, SHARD_DESCRIPTION_BYTES, SealExtent, ShardDescription, TrimShard,
 };
 use thalweg_wire::error::{ErrorCode, Refusal};
 use thalweg_wire::frame::{FrameError, FrameKind};
@@ -344,20 +344,27 @@ impl Node {
         let mut location = self.found(shard).await?;
         loop {
             match self.seal_extent(shard, location).await {
-                Err(NodeError::Refused { refusal, .. }) if is_moved(refusal.code) => {
-                    // Another start of the node, and with it another extent.
-                    self.learn_start().await?;
-                    let now = self.look_up(shard).await?;
-                    let now = now.ok_or(NodeError::NoShard { address: self.address, shard })?;
-                    if now == location {
-                        let command = FrameKind::FenceExtent;
-                        return Err(NodeError::Refused { address: now.address, command, refusal });
-                    }
-                    location = now;
-                }
-                other => return other,
+                Err(refused) => location = self.moved(shard, location, refused).await?,
+                sealed => return sealed,
             }
         }
+    }
+
+    /// Where a shard is now that was not there any more, or not the same: in another start of the
+    /// node it has another extent. A command that was refused for another reason is refused.
+    async fn moved(
+        &self,
+        shard: ShardId,
+        location: Location,
+        refused: NodeError,
+    ) -> Result<Location, NodeError> {
+        if !matches!(refused, NodeError::Refused { refusal, .. } if is_moved(refusal.code)) {
+            return Err(refused);
+        }
+        self.learn_start().await?;
+        let now = self.look_up(shard).await?;
+        let now = now.ok_or(NodeError::NoShard { address: self.address, shard })?;
+        if now == location { Err(refused) } else { Ok(now) }
     }
 
     async fn seal_extent(&self, shard: ShardId, location: Location) -> Result<Offset, NodeError> {
@@ -385,10 +392,32 @@ impl Node {
         Ok(())
     }
 
-    /// Forgets where a shard was that is no more.
-    pub fn forget(&self, shard: ShardId) {
+    /// Ends a shard and deletes it: the node has room for another. One that it does not have is
+    /// deleted.
+    ///
+    /// # Errors
+    /// [`NodeError`].
+    pub async fn delete(&self, shard: ShardId) -> Result<(), NodeError> {
+        match self.delete_sealed(shard).await {
+            Err(NodeError::NoShard { .. }) => {}
+            deleted => deleted?,
+        }
         self.locations.pin().remove(&shard);
         self.looked_up.lock().expect("nobody panics with it").remove(&shard);
+        Ok(())
+    }
+
+    async fn delete_sealed(&self, shard: ShardId) -> Result<(), NodeError> {
+        self.seal(shard).await?;
+        let mut location = self.found(shard).await?;
+        loop {
+            // See `seal_extent`.
+            let delete = DeleteShard { shard, recovery_epoch: location.epoch }.encode();
+            match self.command(location.address, FrameKind::DeleteShard, &delete).await {
+                Err(refused) => location = self.moved(shard, location, refused).await?,
+                Ok(_) => return Ok(()),
+            }
+        }
     }
 
     /// What its core says of a shard now; `None` when no core has it.

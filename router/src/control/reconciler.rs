@@ -252,22 +252,15 @@ impl<S: Store + Clone> Reconciler<S> {
         Ok(self.store.commit(self.replaced(stream, &record)).await?)
     }
 
-    /// Nothing is taken any more, then nothing is kept, then nothing is known.
+    /// The nodes delete the shards, some at a time, then the store does, and at last the stream.
     async fn delete(&self, stream: &Stream, unborn: &[u32]) -> Result<Revision, StepError> {
         let some: Vec<u32> =
             stream.shards().map(|(index, _)| index).take(SHARDS_PER_TRANSACTION).collect();
         let is_last = some.len() == stream.shards().count();
         let unborn = if is_last { unborn } else { &[] };
-        let commands = some.iter().chain(unborn).map(|index| async move {
-            let shard = shard_id(stream.id(), *index);
-            let end = match self.node.seal(shard).await {
-                // It was never opened: the stream was deleted while it was created or resharded.
-                Err(NodeError::NoShard { .. }) => return Ok(()),
-                end => end?,
-            };
-            self.node.trim(shard, end).await
-        });
-        in_parts(commands).await?;
+        // Those were never opened whose stream was deleted while it was created or resharded.
+        let indexes = some.iter().chain(unborn);
+        in_parts(indexes.map(|index| self.node.delete(shard_id(stream.id(), *index)))).await?;
         let mut transaction = self.unchanged(stream);
         for index in &some {
             transaction = transaction.delete(shard_key(stream, *index));
@@ -285,10 +278,7 @@ impl<S: Store + Clone> Reconciler<S> {
                 transaction = transaction.delete(key.encode());
             }
         }
-        let revision = self.store.commit(transaction).await?;
-        let gone = some.iter().chain(unborn);
-        gone.for_each(|index| self.node.forget(shard_id(stream.id(), *index)));
-        Ok(revision)
+        Ok(self.store.commit(transaction).await?)
     }
 
     async fn settle_consumers(&self, stream: &Stream) -> Result<Revision, StepError> {

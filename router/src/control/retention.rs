@@ -15,13 +15,13 @@ use std::time::Duration;
 
 use thalweg_wire::control::ShardDescription;
 use thalweg_wire::fetch::FetchFrom;
-use thalweg_wire::ids::{Offset, ShardId};
+use thalweg_wire::ids::ShardId;
 use thiserror::Error;
 
 use super::NowMs;
 use super::catalog::{Catalog, Stream};
 use super::nodes::{Node, NodeError};
-use super::record::{RecordKey, ShardRecord, StreamStatus, end_offset, shard_id};
+use super::record::{RecordKey, ShardRecord, StreamStatus, shard_id};
 use super::store::{CommitError, Expectation, Store, Transaction};
 use crate::route::{FetchError, Fetcher};
 
@@ -165,7 +165,7 @@ impl<S: Store + Clone> Retention<S> {
             // The nodes' clocks may differ: their last record counts as well.
             let last_ms = description.map_or(0, |shard| shard.last_append_ms);
             if is_expired(&now, shard, now_ms) && last_ms < horizon_ms {
-                match self.trim_all(id, shard, description).await {
+                match self.delete(id, description).await {
                     Ok(()) => expired.push(index),
                     Err(error) => note_failure(id, &error, sweep),
                 }
@@ -226,18 +226,15 @@ impl<S: Store + Clone> Retention<S> {
         Ok(true)
     }
 
-    /// Lets go of all records of a closed shard.
-    async fn trim_all(
+    /// Has a closed shard deleted, unless nobody has it any more.
+    async fn delete(
         &self,
-        id: ShardId,
-        shard: &ShardRecord,
+        shard: ShardId,
         description: Option<&ShardDescription>,
     ) -> Result<(), ShardError> {
-        let end = shard.end.as_ref().map_or(Offset(0), end_offset);
-        // Without a description, nobody has it any more.
-        if description.is_some_and(|description| description.earliest < end) {
+        if description.is_some() {
             self.pace(0).await;
-            self.node.trim(id, end).await?;
+            self.node.delete(shard).await?;
         }
         Ok(())
     }
@@ -255,9 +252,7 @@ impl<S: Store + Clone> Retention<S> {
         let revision = self.store.commit(transaction).await?;
         self.catalog.wait_for(revision).await;
         for index in indexes {
-            let shard = shard_id(stream.id(), *index);
-            self.node.forget(shard);
-            self.oldest_ms.remove(&shard);
+            self.oldest_ms.remove(&shard_id(stream.id(), *index));
         }
         Ok(())
     }

@@ -83,9 +83,8 @@ fn no_room(stream: &StreamName, made: u64, room: Room) -> ApiError {
     ApiError::limit_exceeded(format!(
         "This request would exceed the storage node's room for shards, which is no limit of the \
          account. Shards that it has room for: {}{promised}. Shards that this request would make \
-         for stream {} under account {}: {made}. Shards that ended, with their stream or by a \
-         split or merge, keep their place: deleting streams makes no room. Give the node more \
-         cores or another data directory (docs/operations.md, Shards).",
+         for stream {} under account {}: {made}. Delete streams that are not needed, or give \
+         the node more cores or another data directory (docs/operations.md, Shards).",
         room.free, stream.name, stream.account_id
     ))
 }

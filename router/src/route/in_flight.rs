@@ -37,7 +37,8 @@ pub(super) fn answer_of(kind: FrameKind) -> Option<FrameKind> {
         FrameKind::OpenExtent
         | FrameKind::FenceExtent
         | FrameKind::SealExtent
-        | FrameKind::TrimShard => Some(FrameKind::ControlAnswer),
+        | FrameKind::TrimShard
+        | FrameKind::DeleteShard => Some(FrameKind::ControlAnswer),
         FrameKind::Describe => Some(FrameKind::DescribeAnswer),
         _ => None,
     }
