@@ -117,8 +117,8 @@ fn report(played: u64, sum: &Outcome, took: Duration, threads: usize) {
         sum.crashes, sum.cut_recoveries, sum.failed_logs, sum.refused_starts
     );
     println!(
-        "  commands    {} fences, {} trims; {} refusals for want of space",
-        sum.fences, sum.trims, sum.full
+        "  commands    {} fences, {} trims, {} shards deleted; {} refusals for want of space",
+        sum.fences, sum.trims, sum.deleted, sum.full
     );
     println!(
         "  segments    {} released, {} bytes copied forward, {} scrubbed, {} extents archived",

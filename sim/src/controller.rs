@@ -243,14 +243,15 @@ impl Controller {
 }
 
 /// Whether a command that was refused so may be asked for again.
-fn passes(code: ErrorCode) -> bool {
+pub(crate) fn passes(code: ErrorCode) -> bool {
     matches!(
         code,
         ErrorCode::LogFailed | ErrorCode::Overloaded | ErrorCode::NoSpace | ErrorCode::Stopping
     )
 }
 
-fn open(extent: ExtentId, first_offset: u64, classes: u8) -> OpenExtent {
+/// The command that opens an extent, of a class that follows from its epoch.
+pub(crate) fn open(extent: ExtentId, first_offset: u64, classes: u8) -> OpenExtent {
     OpenExtent {
         // Most extents of a shard are of another class than the one before.
         retention_class: ((u64::from(extent.shard.index) + extent.epoch.0) % u64::from(classes))

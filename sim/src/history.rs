@@ -36,6 +36,8 @@ pub struct History {
     pub keeper: bool,
     /// A shard's extent is fenced, sealed and followed by another once in so many turns.
     pub fences: u64,
+    /// A guest comes once in so many turns: a shard that is deleted after a while.
+    pub guests: u64,
     /// Retention classes in use.
     pub classes: u8,
     /// Segments that fit on the disks, for a while.
@@ -66,6 +68,7 @@ impl History {
             trims: 0,
             keeper: false,
             fences: 0,
+            guests: 0,
             classes: 1,
             segments_max: None,
             bit_flips: 0,
@@ -99,6 +102,7 @@ impl History {
         let misdirected_writes = fault(12, (100, 2000));
         let segments_max = fault(4, (6, 16));
         // A shard's class changes from one extent to the next.
+        let guests = fault(2, (10, 100));
         let classes = if random.once_in(3) { 2 + random.below(2) as u8 } else { 1 };
         History {
             cores_max: 1 + random.below(3),
@@ -114,6 +118,7 @@ impl History {
             trims,
             keeper: random.once_in(2),
             fences: if classes > 1 { fences.max(20) } else { fences },
+            guests,
             classes,
             // Without trims a full disk stays full.
             segments_max: (segments_max > 0 && trims > 0).then_some(segments_max),
@@ -160,6 +165,8 @@ pub struct Outcome {
     pub fences: u64,
     /// Trims answered.
     pub trims: u64,
+    /// Shards deleted.
+    pub deleted: u64,
     /// Segments released.
     pub released: u64,
     /// Bytes copied forward.
@@ -202,6 +209,7 @@ impl Outcome {
             (&mut self.failed_logs, other.failed_logs),
             (&mut self.fences, other.fences),
             (&mut self.trims, other.trims),
+            (&mut self.deleted, other.deleted),
             (&mut self.released, other.released),
             (&mut self.bytes_copied, other.bytes_copied),
             (&mut self.archived, other.archived),

@@ -24,6 +24,7 @@ use thalweg_wire::ids::{BootId, DiskId, Epoch, Offset, ShardId, StreamId};
 
 use crate::background::{Background, StepFiles, drive, next_step};
 use crate::controller::Controller;
+use crate::guest::Guests;
 use crate::history::{History, Outcome};
 use crate::link::Link;
 use crate::model::Model;
@@ -94,6 +95,7 @@ struct World {
     producers: Vec<SimProducer>,
     readers: Vec<SimReader>,
     controller: Controller,
+    guests: Guests,
     model: Model,
     trace: Chain,
     outcome: Outcome,
@@ -122,6 +124,7 @@ impl World {
             producers,
             readers,
             controller: Controller::new(history.shards),
+            guests: Guests::new(history.shards),
             model: Model::new(history.shards),
             trace: Chain::default(),
             outcome: Outcome::default(),
@@ -301,6 +304,7 @@ impl World {
             }
             self.model.check_start(index, committed, earliest, self.faults.may_lose());
         }
+        self.guests.check_start(&self.cores, self.faults.may_lose());
     }
 
     /// One turn of everything; false when the node was restarted and refused to.
@@ -316,6 +320,7 @@ impl World {
         for reader in &mut self.readers {
             reader.turn(cores, routes, &history, (&mut *model, &mut *outcome));
         }
+        self.guests.turn(cores, &history, random, outcome);
         self.controller.turn(cores, routes, &history, random, (model, outcome));
         true
     }
@@ -454,6 +459,7 @@ impl World {
         self.outcome.trace = self.trace.0;
         self.producers.iter_mut().for_each(SimProducer::lose_all);
         self.readers.iter_mut().for_each(SimReader::lose);
+        self.guests.lose_all();
     }
 
     /// Everything was sent and answered: a last restart, without faults, and judgement.
@@ -465,6 +471,7 @@ impl World {
             disk_errors: 0,
             fences: 0,
             trims: 0,
+            guests: 0,
             bit_flips: 0,
             misdirected_writes: 0,
             ..self.history
@@ -473,15 +480,21 @@ impl World {
         if !self.start() {
             return;
         }
+        if !self.guests.are_gone() {
+            // What is deleted gives space back, but an operator makes room for the record of it.
+            self.segments_max.set(u64::MAX);
+        }
         // Let commands come to their end.
         for _ in 0..TURNS_MAX {
-            if self.controller.is_at_rest() {
+            if self.controller.is_at_rest() && self.guests.are_gone() {
                 break;
             }
             assert_eq!(self.step(), None, "nothing fails any more");
             let World { cores, routes, random, model, outcome, .. } = self;
+            self.guests.turn(cores, &self.history, random, outcome);
             self.controller.turn(cores, routes, &self.history, random, (model, outcome));
         }
+        assert!(self.guests.are_gone(), "a shard can be deleted");
         for shard in 0..self.history.shards {
             self.judge(shard);
         }

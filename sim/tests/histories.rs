@@ -141,6 +141,22 @@ fn a_fenced_extent_ends_where_it_was_said_to() {
 }
 
 #[test]
+fn a_deleted_shard_does_not_come_back() {
+    let sum = sum(60, |seed| History {
+        guests: 8,
+        classes: 1 + (seed % 3) as u8,
+        cores_max: 2,
+        trims: 10,
+        crash_every: if seed % 2 == 0 { 0 } else { 200 },
+        cut_recoveries: 4,
+        disk_errors: if seed % 5 == 0 { 1500 } else { 0 },
+        broken_connections: if seed % 4 == 0 { 300 } else { 0 },
+        ..History::calm(seed)
+    });
+    assert!(sum.deleted > 300 && sum.crashes > 60, "{sum:?}");
+}
+
+#[test]
 fn extents_of_another_retention_class_follow_in_another_log() {
     let sum = sum(60, |seed| History {
         classes: 3,
