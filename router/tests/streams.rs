@@ -477,6 +477,7 @@ async fn who_writes_while_a_stream_goes_is_told_that_it_is_not_there() {
         let writers: Vec<_> =
             (0..8).map(|writer| tokio::spawn(write(writer, router.client()))).collect();
         tokio::time::sleep(Duration::from_millis(5 * round)).await;
+        router.advance(Duration::from_secs(1));
         router.client().call("DeleteStream", json!({ "StreamName": "s" })).await;
         for writer in writers {
             let failure = writer.await.expect("it ends");
@@ -533,6 +534,24 @@ async fn what_a_reshard_had_begun_goes_with_its_stream() {
     client.wait_until_gone("s").await;
     let left = router.known_node.describe_shard(child).await.expect("the node answers");
     assert_eq!(left, None, "the node has nothing of it");
+}
+
+/// A stream that was deleted and made again within a second had the old one's sequence numbers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_made_again_has_other_sequence_numbers() {
+    let router = TestRouter::start().await;
+    let client = router.client();
+    let mut last = String::new();
+    for _ in 0..4 {
+        router.create_stream("s", 1).await;
+        let record = json!({ "StreamName": "s", "PartitionKey": "k", "Data": "MQ==" });
+        let put = client.call("PutRecord", record).await;
+        let number = put["SequenceNumber"].as_str().expect("a number").to_owned();
+        assert!(number > last, "{number} after {last}");
+        last = number;
+        client.call("DeleteStream", json!({ "StreamName": "s" })).await;
+        client.wait_until_gone("s").await;
+    }
 }
 
 async fn open_at_node(router: &TestRouter, shard: thalweg_wire::ids::ShardId) {

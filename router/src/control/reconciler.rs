@@ -34,6 +34,10 @@ const SHARDS_PER_TRANSACTION: usize = 100;
 /// First and longest pause after a step that could not be made.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(5));
 
+/// How long a stream that is deleted waits for its youngest shard's second to be over: longer than
+/// splits of splits put that off. A clock that was set back is not waited for.
+const YOUNG_MAX: Duration = Duration::from_secs(60);
+
 /// Why a step could not be made. It is made again later.
 #[derive(Debug, Error)]
 enum StepError {
@@ -43,6 +47,9 @@ enum StepError {
     Commit(#[from] CommitError),
     #[error("the shard {index} of a step is not there, or not open")]
     Parent { index: u32 },
+    /// A stream of the same name would give out sequence numbers of this one.
+    #[error("the second in which its youngest shard was made is not over")]
+    Young { over_in: Duration },
 }
 
 /// What shards are opened with.
@@ -133,6 +140,7 @@ impl<S: Store + Clone> Reconciler<S> {
                 Err(error) => {
                     match error {
                         StepError::Commit(CommitError::Conflict(_)) => {}
+                        StepError::Young { over_in } => pause = over_in,
                         // Somebody has to give it room, and is told once.
                         StepError::Node(NodeError::Full { .. }) if is_told => {
                             tracing::debug!(stream = %stream.name, %error, "a stream still waits");
@@ -254,6 +262,7 @@ impl<S: Store + Clone> Reconciler<S> {
 
     /// The nodes delete the shards, some at a time, then the store does, and at last the stream.
     async fn delete(&self, stream: &Stream, unborn: &[u32]) -> Result<Revision, StepError> {
+        self.check_age(stream)?;
         let some: Vec<u32> =
             stream.shards().map(|(index, _)| index).take(SHARDS_PER_TRANSACTION).collect();
         let is_last = some.len() == stream.shards().count();
@@ -279,6 +288,18 @@ impl<S: Store + Clone> Reconciler<S> {
             }
         }
         Ok(self.store.commit(transaction).await?)
+    }
+
+    /// A sequence number has the second in which its shard was made, and no name: a stream that is
+    /// made again must not begin in a second of the old one.
+    fn check_age(&self, stream: &Stream) -> Result<(), StepError> {
+        let youngest_s = stream.shards().map(|(_, shard)| shard.created_s).max();
+        let over_ms = youngest_s.map_or(0, |created_s| (created_s + 1) * 1000);
+        let over_in = Duration::from_millis(over_ms.saturating_sub((self.now_ms)()));
+        if over_in.is_zero() || over_in > YOUNG_MAX {
+            return Ok(());
+        }
+        Err(StepError::Young { over_in })
     }
 
     async fn settle_consumers(&self, stream: &Stream) -> Result<Revision, StepError> {
