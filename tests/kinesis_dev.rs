@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use support::dev::DevProcess;
 use support::prometheus::Scrape;
-use support::{PATIENCE, directory, run, scrape, two_free_ports};
+use support::{PATIENCE, directory, run, scrape, two_free_ports, wait_for};
 
 /// Times that the process is killed.
 const KILLS: u64 = 6;
@@ -392,6 +392,21 @@ fn check_streams(address: SocketAddr, told: &Told) {
     }
 }
 
+/// The node has the shards of the streams that are there, and nothing of others.
+fn check_nothing_is_left_behind(address: SocketAddr, told: &Told) {
+    let streams = told.streams.lock().expect("nobody panics with it").clone();
+    let names = streams.keys().map(String::as_str).chain([KEPT]);
+    let there = names.filter(|name| settled(address, name).is_some());
+    let listed = |name: &str| {
+        let listed = output(address, "ListShards", &json!({ "StreamName": name }));
+        listed["Shards"].as_array().expect("shards").len() as f64
+    };
+    let shards: f64 = there.map(listed).sum();
+    let known = || scrape(address).sum("thalweg_node_shards", &[]);
+    wait_for("that the node has no other shards", || known() == shards);
+    assert!(shards > 0.0 && streams.values().any(|asked| asked.deleted));
+}
+
 /// Everything that a stream has: data, by shard and sequence number.
 fn read_everything(address: SocketAddr, stream: &str) -> BTreeMap<(String, String), String> {
     let listed = output(address, "ListShards", &json!({ "StreamName": stream }));
@@ -460,6 +475,7 @@ fn what_was_acknowledged_outlives_kills() {
     }
     check_streams(address, &told);
     check_shards(address, &told);
+    check_nothing_is_left_behind(address, &told);
     assert!(told.reshards.load(Ordering::Relaxed) > 0, "nothing was split or merged");
     check_consumers_and_tags(address, &told);
     let found = read_everything(address, KEPT);
