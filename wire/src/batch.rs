@@ -421,21 +421,22 @@ fn scan(header: &BatchHeader, columns: &ArchivedBody, range: &HashRange) -> Resu
         return Err(BatchError::Index { record: index.len().min(header.records as usize) as u32 });
     }
     let (mut key_start, mut data_start) = (0_u32, 0_u32);
-    let mut sound = true;
-    let mut in_range = true;
+    // One subtraction and one comparison a record instead of two comparisons.
+    let (first, width) = (range.start.0, range.end.0.wrapping_sub(range.start.0));
+    let mut sound = range.start <= range.end;
     for entry in index {
         let (key_end, data_end) = (entry.key_end.to_native(), entry.data_end.to_native());
-        // A key has 1 to KEY_BYTES_MAX bytes; wrapping makes a falling end a huge length.
-        sound &= key_end.wrapping_sub(key_start).wrapping_sub(1) < limits::PARTITION_KEY_BYTES_MAX;
+        // A key has 1 to PARTITION_KEY_BYTES_MAX bytes; wrapping makes a falling end a huge length.
+        let key_bytes = key_end.wrapping_sub(key_start);
+        sound &= key_bytes.wrapping_sub(1) < limits::PARTITION_KEY_BYTES_MAX;
         let data_bytes = data_end.wrapping_sub(data_start);
-        sound &= data_bytes <= limits::RECORD_BYTES_MAX;
-        sound &=
-            data_bytes.wrapping_add(key_end.wrapping_sub(key_start)) <= limits::RECORD_BYTES_MAX;
-        in_range &= range.contains(HashKey::from_bytes(entry.hash_key));
+        let record_bytes = u64::from(key_bytes) + u64::from(data_bytes);
+        sound &= record_bytes <= u64::from(limits::RECORD_BYTES_MAX);
+        sound &= HashKey::from_bytes(entry.hash_key).0.wrapping_sub(first) <= width;
         (key_start, data_start) = (key_end, data_end);
     }
     sound &= key_start as usize == columns.keys.len() && data_start as usize == columns.data.len();
-    if sound && in_range { Ok(()) } else { Err(first_violation(index, range)) }
+    if sound { Ok(()) } else { Err(first_violation(index, range)) }
 }
 
 #[cold]
