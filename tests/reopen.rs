@@ -3,15 +3,24 @@
 
 mod support;
 
+use std::io::Write;
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use support::{PATIENCE, STREAM, append, append_to, directory, open, wait_for};
+use support::{
+    PATIENCE, STREAM, append, append_to, directory, open, produce_frame, receive, wait_for,
+};
 use thalweg_client::{Admin, ClientError, Reader, ReaderConfig};
 use thalweg_node::{Node, NodeConfig};
-use thalweg_wire::control::{DeleteShard, FenceExtent, OpenExtent, SealExtent, TrimShard};
+use thalweg_wire::build::{BatchBuilder, BatchIdentity, BatchRoom, NewRecord};
+use thalweg_wire::control::{
+    ControlAnswer, DeleteShard, FenceExtent, OpenExtent, SealExtent, TrimShard,
+};
 use thalweg_wire::error::ErrorCode;
+use thalweg_wire::frame::{FrameKind, small_frame};
 use thalweg_wire::hash_range::HashKey;
-use thalweg_wire::ids::{Epoch, ExtentId, Offset, ShardId, StreamId};
+use thalweg_wire::ids::{Epoch, ExtentId, Offset, ProducerId, ShardId, StreamId};
+use thalweg_wire::produce::padded_bytes;
 
 const SHARDS: u32 = 5;
 
@@ -331,5 +340,55 @@ fn shards_come_and_go_without_end() {
     node.stop();
     let node = start(&disks, 1);
     assert_eq!(shards_and_room(&node).0, 0);
+    node.stop();
+}
+
+/// A seal that hid records nobody had been told of left them to a shard that was deleted: the node
+/// stopped.
+#[test]
+fn a_shard_whose_seal_hid_records_can_be_deleted() {
+    let dir = directory();
+    let disks = [dir.path().to_path_buf()];
+    let node = start(&disks, 1);
+    let mut admin = Admin::connect(node.addresses()[0], PATIENCE).expect("it serves");
+    let mut hidden = 0;
+    for index in 0..50 {
+        let command = open(index, 50, None);
+        admin.open_extent(&command).expect("a new shard can be opened");
+        let (extent, recovery_epoch) = (command.extent, Epoch(1));
+        let (range, shard) = (command.range, extent.shard);
+        let mut builder = BatchBuilder::new(BatchRoom { records: 1, key_bytes: 1, data_bytes: 9 });
+        let record =
+            NewRecord { hash_key: range.start, client_time_ms: 1, key: b"k", data: &[7; 9] };
+        builder.push(&record);
+        let (producer, epoch) = (ProducerId(1), extent.epoch);
+        let identity = BatchIdentity { shard, epoch, producer, sequence: 0, request_id: 0 };
+        let mut batch = builder.finish(&identity).to_vec();
+        batch.resize(padded_bytes(batch.len()), 0);
+        let fence = FenceExtent { extent, recovery_epoch };
+        let seal = SealExtent { extent, recovery_epoch, end: Offset(0) };
+        let frames = [
+            produce_frame(1, &batch),
+            small_frame(FrameKind::FenceExtent, 0, 6, &fence.encode()),
+            small_frame(FrameKind::SealExtent, 0, 7, &seal.encode()),
+        ];
+        // All of it comes before the record is durable, as a rule.
+        let mut stream = TcpStream::connect(node.addresses()[0]).expect("it accepts");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a timeout can be set");
+        stream.write_all(&frames.concat()).expect("it is connected");
+        let answers: Vec<_> = (0..3).map(|_| receive(&mut stream).expect("an answer")).collect();
+        let sealed = answers.iter().find(|(header, _)| header.correlation == 7);
+        let sealed = ControlAnswer::decode(&sealed.expect("it was sent").1).expect("an answer");
+        if sealed.status.is_err() {
+            continue;
+        }
+        hidden += 1;
+        let delete = DeleteShard { shard, recovery_epoch };
+        admin.delete_shard(&delete).expect("it has ended");
+    }
+    assert!(hidden > 0, "every record was durable at once");
+    node.stop();
+    let node = start(&disks, 1);
+    assert_eq!(shards_and_room(&node).0, 50 - hidden);
     node.stop();
 }

@@ -134,10 +134,16 @@ impl Guests {
     }
 }
 
+/// Whether a core knows the shard.
+fn is_listed(cores: &[Core<SimIo>], index: u32) -> bool {
+    cores.iter().any(|core| {
+        core.shards().from(shard_id(index)).next().is_some_and(|shard| shard.id == shard_id(index))
+    })
+}
+
 /// Nobody knows a shard that was deleted.
 fn check_gone(cores: &[Core<SimIo>], index: u32) {
-    let is_there = cores.iter().any(|core| core.shards().find(shard_id(index)).is_some());
-    assert!(!is_there, "{} was deleted and is there", shard_id(index));
+    assert!(!is_listed(cores, index), "{} was deleted and is there", shard_id(index));
 }
 
 impl Guest {
@@ -189,6 +195,11 @@ impl Guest {
                 Answer::Goes { on } => self.step = on,
                 Answer::Waits => {}
             }
+        }
+        // As a router does that lost the answer: what no core lists is deleted.
+        if self.may_be_gone && !self.is_asked && !is_listed(cores, self.index) {
+            self.link.take().expect("just connected").end(cores);
+            return false;
         }
         if !self.is_asked {
             let frame = self.frame(history, correlation);

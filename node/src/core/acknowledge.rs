@@ -125,6 +125,9 @@ impl<I: Io> Core<I> {
     pub(super) fn acknowledge(&mut self, log: usize) {
         let durable = self.logs[log].durable();
         let failed = self.logs[log].failed().is_some();
+        if self.shards.has_leaving() {
+            self.unlist_deleted();
+        }
         let mut committed_now = Together::default();
         while let Some(pending) =
             self.pending[log].pop_front_if(|pending| failed || pending.lsn <= durable)

@@ -10,7 +10,7 @@ use thalweg_wire::control::{
 };
 use thalweg_wire::error::{ErrorCode, Refusal};
 use thalweg_wire::frame::{FrameError, FrameHeader, FrameKind};
-use thalweg_wire::ids::{Epoch, ExtentId, Lsn, Offset, ShardId};
+use thalweg_wire::ids::{Epoch, ExtentId, Lsn, Offset};
 use thalweg_wire::limits;
 
 use super::connection::ConnectionKey;
@@ -18,7 +18,9 @@ use super::machine::Core;
 use super::shard::{Deleted, ExtentPlace, Shard, account_of, range_of};
 use super::throttle::Buckets;
 use crate::io::{Io, Piece};
-use crate::log::extent::{EXTENT_END_BYTES, ExtentEnd, ExtentRecord, Producers, RECORD_BYTES_MAX};
+use crate::log::extent::{
+    EXTENT_END_BYTES, ExtentEnd, ExtentRecord, FORGOTTEN_SHARD_BYTES, Producers, RECORD_BYTES_MAX,
+};
 use crate::log::format::FrameKind as LogFrameKind;
 
 /// What a command came to: the log and position its answer waits for, the answer's content.
@@ -146,6 +148,10 @@ impl<I: Io> Core<I> {
 
     /// Opens an extent of a shard that is here already: the same again, or the next.
     fn open_again(&mut self, shard: u32, open: OpenExtent) -> Result<Obeyed, Refusal> {
+        if self.shards.deletion_of(shard).is_some() {
+            // Whichever core is asked when it is gone may open it anew.
+            return Err(ErrorCode::Overloaded.into());
+        }
         let place = self.shards.at(shard).newest();
         let log = &self.logs[place.log as usize];
         let record = &log.extent(place.number).record;
@@ -318,13 +324,11 @@ impl<I: Io> Core<I> {
         Ok(Obeyed { others, ..self.obeyed(shard, newest, lsn) })
     }
 
-    /// Deletes a shard that has ended; from then on it is unknown.
+    /// Deletes a shard that has ended. Until that is durable it can be found: whoever does not find
+    /// it may rely on that.
     fn delete(&mut self, delete: DeleteShard) -> Result<Obeyed, Refusal> {
         let DeleteShard { shard: id, recovery_epoch } = delete;
-        let shard = match self.place_of(id) {
-            Err(refusal) => return self.deleted_before(id).ok_or(refusal),
-            Ok(shard) => shard,
-        };
+        let shard = self.place_of(id)?;
         let newest = self.shards.at(shard).newest();
         let record = &self.logs[newest.log as usize].extent(newest.number).record;
         let (epoch, end) = (record.open.extent.epoch, record.end);
@@ -334,16 +338,37 @@ impl<I: Io> Core<I> {
         if record.state != ExtentState::Sealed {
             return Err(Refusal::new(ErrorCode::Conflict, epoch.0));
         }
+        if self.shards.deletion_of(shard).is_none() {
+            self.begin_deletion(shard, end)?;
+        }
+        let after = &self.shards.deletion_of(shard).expect("it has begun").after;
+        let is_its = |(log, _): &&(u32, Lsn)| *log == newest.log;
+        let (_, lsn) = *after.iter().find(is_its).expect("its log is among them");
+        let others = after.iter().map(|(log, _)| *log).filter(|log| *log != newest.log).collect();
+        Ok(Obeyed { others, ..self.obeyed(shard, newest, lsn) })
+    }
+
+    /// Has the logs forget a shard that ended at `end`.
+    fn begin_deletion(&mut self, shard: u32, end: Offset) -> Result<(), Refusal> {
         // Its last records are on their way to the disk.
         if self.shards.at(shard).committed < end {
             return Err(ErrorCode::Overloaded.into());
         }
+        let (id, newest) = (self.shards.at(shard).id, self.shards.at(shard).newest());
         self.trim(TrimShard { shard: id, first_kept: end })?;
+        let is_empty = self.logs[newest.log as usize].is_gone(newest.number);
+        if self.shards.at(shard).extents != [newest] || !is_empty {
+            return Err(ErrorCode::Overloaded.into());
+        }
         // A log in which the shard was before may remember extents of it that were forgotten
         // since, for nothing in it says so: a start would bring them back. The newest's log is
         // last, so that the shard is here until all others know.
         let mut logs: Vec<u32> = self.in_directory_of(newest.log).collect();
         logs.sort_by_key(|log| *log == newest.log);
+        // Not one of them says so when another has no room to.
+        for log in &logs {
+            self.with_log(*log, |log, io| log.reserve_record(io, FORGOTTEN_SHARD_BYTES))?;
+        }
         let mut after = Vec::with_capacity(logs.len());
         for log in logs {
             let number = (log == newest.log).then_some(newest.number);
@@ -351,17 +376,17 @@ impl<I: Io> Core<I> {
             after.push((log, self.logs[log as usize].appended()));
         }
         self.shards.delete(Deleted { place: shard, after });
-        self.placement.release(id);
-        Ok(self.deleted_before(id).expect("just deleted"))
+        Ok(())
     }
 
-    /// What deleting a shard came to that is not known any more, while that may not be durable yet.
-    fn deleted_before(&self, id: ShardId) -> Option<Obeyed> {
-        let Deleted { place, after } = self.shards.find_deleted(id)?;
-        let newest = self.shards.at(*place).newest();
-        let (_, lsn) = after.iter().find(|(log, _)| *log == newest.log).expect("its log forgot it");
-        let others = after.iter().map(|(log, _)| *log).filter(|log| *log != newest.log).collect();
-        Some(Obeyed { others, ..self.obeyed(*place, newest, *lsn) })
+    /// Shards that are deleted for good are not found any more.
+    pub(super) fn unlist_deleted(&mut self) {
+        let logs = &self.logs;
+        let unlisted = self.shards.unlist_deleted(|deleted| {
+            let is_durable = |(log, lsn): &(u32, Lsn)| logs[*log as usize].durable() >= *lsn;
+            deleted.after.iter().all(is_durable)
+        });
+        unlisted.into_iter().for_each(|shard| self.placement.release(shard));
     }
 
     /// Forgets the extents of a shard that ended and of which nothing is kept, but for the newest.

@@ -74,18 +74,21 @@ pub struct Shards {
     ordered: BTreeMap<ShardId, u32>,
     /// How many have write limits.
     limited: usize,
-    /// Shards that were deleted, whose places somebody may still name.
-    deleted: Vec<Deleted>,
+    /// Shards that are deleted, and can be found until that is durable.
+    leaving: Vec<Deleted>,
+    /// Places of deleted shards that somebody may still name.
+    left: Vec<u32>,
     /// Places that nobody names.
     free: Vec<u32>,
 }
 
-/// A shard that was deleted.
+/// A shard that is deleted.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Deleted {
     /// Its place.
     pub place: u32,
-    /// Logs, and the position of each from which on nothing waits that was appended before.
+    /// Logs, and the position of each behind what says so. Where all are durable, it is deleted
+    /// for good, and nothing waits that was appended before.
     pub after: Vec<(u32, Lsn)>,
 }
 
@@ -133,39 +136,54 @@ impl Shards {
         place
     }
 
-    /// A shard was deleted: it is not found any more. Its place keeps what those who read need.
+    /// A shard is deleted, for good where the logs are durable up to these positions.
     pub fn delete(&mut self, deleted: Deleted) {
-        let place = deleted.place;
-        self.set_buckets(place, None);
-        let id = self.at(place).id;
-        self.places.remove(&id);
-        self.ordered.remove(&id);
-        self.deleted.push(deleted);
+        self.set_buckets(deleted.place, None);
+        self.leaving.push(deleted);
     }
 
-    /// A shard that was deleted and whose place is not free yet.
+    /// What is known of the deletion of a shard that can still be found.
     #[must_use]
-    pub fn find_deleted(&self, id: ShardId) -> Option<&Deleted> {
-        self.deleted.iter().rfind(|deleted| self.at(deleted.place).id == id)
+    pub fn deletion_of(&self, place: u32) -> Option<&Deleted> {
+        self.leaving.iter().find(|deleted| deleted.place == place)
     }
 
-    /// Gives the places of deleted shards free that `is_unused` says nobody names; answers the
-    /// extents that were there.
-    pub fn free_deleted(&mut self, is_unused: impl Fn(&Deleted) -> bool) -> Vec<ExtentPlace> {
-        let unused: Vec<Deleted> =
-            self.deleted.extract_if(.., |deleted| is_unused(deleted)).collect();
+    /// Whether shards that are deleted can still be found.
+    #[must_use]
+    pub fn has_leaving(&self) -> bool {
+        !self.leaving.is_empty()
+    }
+
+    /// Shards that `is_durable` says are deleted for good are not found any more; answers those
+    /// that were until now. Their places keep what those who read need.
+    pub fn unlist_deleted(&mut self, is_durable: impl Fn(&Deleted) -> bool) -> Vec<ShardId> {
+        let Shards { all, places, ordered, leaving, left, .. } = self;
+        let gone = leaving.extract_if(.., |deleted| is_durable(deleted));
+        let unlisted = gone.map(|Deleted { place, .. }| {
+            left.push(place);
+            let id = all[place as usize].id;
+            places.remove(&id);
+            ordered.remove(&id);
+            id
+        });
+        unlisted.collect()
+    }
+
+    /// Whether places of shards that are not found any more are not free yet.
+    #[must_use]
+    pub fn has_left(&self) -> bool {
+        !self.left.is_empty()
+    }
+
+    /// Gives those places free that nobody names; answers the extents that were there.
+    pub fn free_left(&mut self, is_named: impl Fn(u32) -> bool) -> Vec<ExtentPlace> {
+        let unused: Vec<u32> = self.left.extract_if(.., |place| !is_named(*place)).collect();
         let mut extents = Vec::new();
-        for Deleted { place, .. } in unused {
+        for place in unused {
             extents.append(&mut self.all[place as usize].extents);
             self.free.push(place);
         }
         extents
-    }
-
-    /// Whether places of deleted shards are not free yet.
-    #[must_use]
-    pub fn has_deleted(&self) -> bool {
-        !self.deleted.is_empty()
     }
 
     /// Gives a shard other write limits, or none.

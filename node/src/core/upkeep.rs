@@ -9,7 +9,6 @@ use std::collections::HashSet;
 
 use super::machine::{Core, CoreRequest, CoreSettings, Time};
 use super::shard::ExtentPlace;
-use thalweg_wire::ids::Lsn;
 use thalweg_wire::limits::RETENTION_CLASSES;
 
 use crate::io::{Errno, FileId, Io};
@@ -123,7 +122,7 @@ impl<I: Io> Core<I> {
             // What is refused for want of memory is asked for again as well.
             let _ = self.reopen_shards(&mut 0);
         }
-        self.free_deleted();
+        self.free_left();
         self.trim_aged(now_us);
         for log in 0..self.logs.len() {
             // First, for it is needed seldom, and merges may be wanted at all times.
@@ -185,20 +184,14 @@ impl<I: Io> Core<I> {
         }
     }
 
-    /// Gives the places of deleted shards to others, when nobody reads there any more and nobody
-    /// waits for what was appended before.
-    fn free_deleted(&mut self) {
-        if !self.shards.has_deleted() {
+    /// Gives the places of deleted shards to others, when nobody reads there any more.
+    fn free_left(&mut self) {
+        if !self.shards.has_left() {
             return;
         }
         let fetched = self.fetches.iter().map(|(_, fetch)| fetch.shard());
         let named: HashSet<u32> = fetched.chain(self.subscriptions.shards()).collect();
-        let logs = &self.logs;
-        let dropped = self.shards.free_deleted(|deleted| {
-            let is_durable = |(log, lsn): &(u32, Lsn)| logs[*log as usize].durable() >= *lsn;
-            !named.contains(&deleted.place) && deleted.after.iter().all(is_durable)
-        });
-        for ExtentPlace { log, number } in dropped {
+        for ExtentPlace { log, number } in self.shards.free_left(|place| named.contains(&place)) {
             self.logs[log as usize].drop_deleted(number);
         }
     }

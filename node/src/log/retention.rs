@@ -11,8 +11,8 @@ use thalweg_wire::codec::{put, u64_at};
 use thalweg_wire::ids::{Lsn, Offset, ShardId};
 
 use super::extent::{
-    EXTENT_TRIM_BYTES, ExtentTrim, FORGOTTEN_SHARD_BYTES, ForgottenShard, MalformedRecord,
-    RECORD_FIXED_BYTES,
+    EXTENT_TRIM_BYTES, ExtentRecord, ExtentTrim, FORGOTTEN_SHARD_BYTES, ForgottenShard,
+    MalformedRecord, RECORD_FIXED_BYTES,
 };
 use super::format::FrameKind;
 use super::segments::{AppendRefusal, Extent, FreeSegment, Log, Run, SNAPSHOT_FRAME_BYTES};
@@ -171,6 +171,8 @@ impl Log {
         let record = &self.extent(number).record;
         let first_kept = first_kept.min(record.end);
         if first_kept <= record.first_kept {
+            // A seal may have hidden records since.
+            self.drop_runs(number);
             return Ok(false);
         }
         self.reserve_record(io, EXTENT_TRIM_BYTES)?;
@@ -197,9 +199,15 @@ impl Log {
         }
     }
 
+    /// Whether an extent ended and nothing of it is kept.
+    #[must_use]
+    pub fn is_gone(&self, number: u32) -> bool {
+        is_gone(self.extent(number))
+    }
+
     /// Forgets an extent that ended and of which nothing is kept; false when it must stay.
     pub fn forget_extent(&mut self, number: u32) -> bool {
-        let gone = is_gone(self.extent(number));
+        let gone = self.is_gone(number);
         if gone {
             self.leave_snapshots(number);
             self.extents.remove(&number);
@@ -225,7 +233,7 @@ impl Log {
         self.reserve_record(io, FORGOTTEN_SHARD_BYTES)?;
         self.append_record(io, FrameKind::Forget, 0, &ForgottenShard { shard }.encode());
         if let Some(number) = newest {
-            assert!(is_gone(self.extent(number)), "what is deleted has ended and is empty");
+            assert!(self.is_gone(number), "what is deleted has ended and is empty");
             self.leave_snapshots(number);
             self.extent_mut(number).is_deleted = true;
         }
@@ -430,7 +438,11 @@ fn run_end(extent: &Extent, place: usize) -> Offset {
 /// How many of an extent's runs, from the first on, have nothing that is kept.
 #[must_use]
 pub fn dropped_runs(extent: &Extent) -> usize {
-    let kept = extent.record.first_kept;
+    let ExtentRecord { state, first_kept: kept, end, .. } = extent.record;
+    if state == ExtentState::Sealed && kept >= end {
+        // What lies beyond the end was hidden by the seal.
+        return extent.runs.len();
+    }
     (0..extent.runs.len()).take_while(|place| run_end(extent, *place) <= kept).count()
 }
 

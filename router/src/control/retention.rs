@@ -165,9 +165,14 @@ impl<S: Store + Clone> Retention<S> {
             // The nodes' clocks may differ: their last record counts as well.
             let last_ms = description.map_or(0, |shard| shard.last_append_ms);
             if is_expired(&now, shard, now_ms) && last_ms < horizon_ms {
-                match self.delete(id, description).await {
+                self.pace(0).await;
+                match self.node.delete(id).await {
                     Ok(()) => expired.push(index),
-                    Err(error) => note_failure(id, &error, sweep),
+                    Err(error) => note_failure(id, &error.into(), sweep),
+                }
+                // Soon, for its retention may grow: then it would be shown, and be nowhere.
+                if expired.len() == SHARDS_PER_TRANSACTION {
+                    self.remove(stream, &std::mem::take(&mut expired), sweep).await;
                 }
                 continue;
             }
@@ -185,15 +190,21 @@ impl<S: Store + Clone> Retention<S> {
                 Err(error) => note_failure(id, &error, sweep),
             }
         }
-        for some in expired.chunks(SHARDS_PER_TRANSACTION) {
-            match self.remove(stream, some).await {
-                Ok(()) => sweep.removed += some.len(),
-                // Who else changed it may have deleted the stream.
-                Err(CommitError::Conflict(_)) => {}
-                Err(error) => {
-                    tracing::warn!(stream = %stream.name, %error, "expired shards stay for now");
-                    sweep.failed += some.len();
-                }
+        self.remove(stream, &expired, sweep).await;
+    }
+
+    /// Removes shards from the store that the node has deleted.
+    async fn remove(&mut self, stream: &Stream, indexes: &[u32], sweep: &mut Sweep) {
+        if indexes.is_empty() {
+            return;
+        }
+        match self.remove_from_store(stream, indexes).await {
+            Ok(()) => sweep.removed += indexes.len(),
+            // Who else changed it may have deleted the stream.
+            Err(CommitError::Conflict(_)) => {}
+            Err(error) => {
+                tracing::warn!(stream = %stream.name, %error, "expired shards stay for now");
+                sweep.failed += indexes.len();
             }
         }
     }
@@ -226,21 +237,11 @@ impl<S: Store + Clone> Retention<S> {
         Ok(true)
     }
 
-    /// Has a closed shard deleted, unless nobody has it any more.
-    async fn delete(
-        &self,
-        shard: ShardId,
-        description: Option<&ShardDescription>,
-    ) -> Result<(), ShardError> {
-        if description.is_some() {
-            self.pace(0).await;
-            self.node.delete(shard).await?;
-        }
-        Ok(())
-    }
-
-    /// Removes closed shards from the store.
-    async fn remove(&mut self, stream: &Stream, indexes: &[u32]) -> Result<(), CommitError> {
+    async fn remove_from_store(
+        &mut self,
+        stream: &Stream,
+        indexes: &[u32],
+    ) -> Result<(), CommitError> {
         let mut transaction = Transaction::new();
         for index in indexes {
             let Some(shard) = stream.shard(*index) else { continue };
