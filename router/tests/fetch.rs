@@ -8,7 +8,9 @@ use support::{
     AskingRoutes, PATIENCE, Proxy, TestNode, fetcher, number_of, records_of, shard, writer,
 };
 use thalweg_client::Admin;
-use thalweg_router::route::{AnswerMemory, FetchError, Fetched, ShardSubscription, Writer};
+use thalweg_router::route::{
+    AnswerMemory, FetchError, Fetched, MEMORY_WAIT, ShardSubscription, Writer,
+};
 use thalweg_wire::control::{FenceExtent, SealExtent, TrimShard};
 use thalweg_wire::error::{ErrorCode, Refusal};
 use thalweg_wire::fetch::FetchFrom;
@@ -225,6 +227,62 @@ async fn answers_fill_no_more_memory_than_there_is() {
     assert_eq!(numbers_of(&fetch(5).await.expect("now there is")), [5]);
     drop(others);
     assert_eq!(memory.bytes_free(), memory.bytes_max());
+}
+
+/// Readers of batches larger than what can be asked for waited for the rest of their memory at the
+/// link, in front of the answers of those who had it: all of them failed after ten seconds, and so
+/// did whoever read small batches on the same link.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_readers_of_large_batches_are_served_in_turn_and_others_beside_them() {
+    let node = TestNode::start(1, 2, None);
+    let routes = AskingRoutes::new(node.addresses());
+    let writer = writer(&routes);
+    let (memory, largest) = (AnswerMemory::new(20 << 20), (10 << 20) - 1);
+    let fetcher = fetcher(&routes, &memory);
+    store(&writer, 0, 0..1, largest).await;
+    store(&writer, 1, 0..1, 1000).await;
+    let from = FetchFrom::Earliest;
+    // What batches there may be is known of some, of others it is not.
+    let readers = [0, largest + 8192].repeat(6).into_iter().map(|batch_bytes_max| {
+        let fetcher = fetcher.clone();
+        tokio::spawn(async move {
+            let page = fetcher.fetch_page(shard(0), from, 4 << 20, batch_bytes_max, PATIENCE);
+            page.await.map(|fetched| numbers_of(&fetched))
+        })
+    });
+    let readers: Vec<_> = readers.collect();
+    while !readers.iter().all(tokio::task::JoinHandle::is_finished) {
+        let small = fetcher.fetch(shard(1), from, 4 << 20, Duration::ZERO).await;
+        assert_eq!(numbers_of(&small.expect("there is room for it")), [0]);
+    }
+    for reader in readers {
+        assert_eq!(reader.await.expect("no panic").expect("it has its turn"), [0]);
+    }
+    assert_eq!(memory.bytes_free(), memory.bytes_max());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_finds_no_memory_is_told_so_in_time() {
+    let node = TestNode::start(1, 1, None);
+    let routes = AskingRoutes::new(node.addresses());
+    let (memory, largest) = (AnswerMemory::new(0), (10 << 20) - 1);
+    let fetcher = fetcher(&routes, &memory);
+    store(&writer(&routes), 0, 0..1, largest).await;
+    let from = FetchFrom::Earliest;
+    let held = fetcher.fetch(shard(0), from, 1, Duration::ZERO).await.expect("it is there");
+    for batch_bytes_max in [0, largest + 8192] {
+        let page = fetcher.fetch_page(shard(0), from, 1, batch_bytes_max, Duration::ZERO);
+        match page.await.map(|_| ()) {
+            Err(FetchError::NoMemory { bytes, .. }) => assert!(bytes > largest, "{bytes}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    let started = Instant::now();
+    let refused = fetcher.fetch(shard(0), from, 1, Duration::ZERO).await.map(|_| ());
+    assert!(matches!(refused, Err(FetchError::NoMemory { .. })), "{refused:?}");
+    assert!(started.elapsed() >= MEMORY_WAIT - Duration::from_millis(50));
+    drop(held);
+    assert!(fetcher.fetch(shard(0), from, 1, Duration::ZERO).await.is_ok());
 }
 
 /// Subscribers that shared a small memory granted what they had done with; another one waited for

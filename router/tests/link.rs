@@ -44,7 +44,7 @@ async fn ask(link: NodeLink, word: &'static str, timeout: Duration) -> Result<Ve
     let (front, back) = word.split_at(1);
     let payload = vec![Bytes::from_static(front.as_bytes()), Bytes::from_static(back.as_bytes())];
     let kind = FrameKind::Hello;
-    let request = Request { kind, items: 0, payload, answer_bytes: 0, timeout };
+    let request = Request { kind, items: 0, payload, timeout };
     link.request(request).await.map(|answer| answer.payload.to_vec())
 }
 
@@ -88,13 +88,8 @@ async fn a_lost_connection_tells_what_left_from_what_did_not() {
     let small = tokio::spawn(ask(link.clone(), "small", PATIENCE));
     connection.receive().await;
     let bulk = Bytes::from(vec![7; 10 << 20]);
-    let large = Request {
-        kind: FrameKind::Produce,
-        items: 1,
-        payload: vec![bulk],
-        answer_bytes: 0,
-        timeout: PATIENCE,
-    };
+    let large =
+        Request { kind: FrameKind::Produce, items: 1, payload: vec![bulk], timeout: PATIENCE };
     let of_task = link.clone();
     let large = tokio::spawn(async move { of_task.request(large).await.map(|_| ()) });
     connection.0.read_exact(&mut [0; 1000]).await.expect("it begins to leave");
@@ -273,6 +268,36 @@ async fn a_subscription_is_granted_what_there_is_memory_for_and_cancelled_when_d
     let (header, _) = connection.receive().await;
     connection.send(FrameKind::HelloAnswer, header.correlation, b"").await;
     asked.await.unwrap().expect("an answer");
+    assert_eq!(memory.bytes_free(), memory.bytes_max());
+}
+
+/// The link waited, at the head of an answer, until there was memory for it. Whatever came behind it
+/// waited as well, and with it those who would have given memory back.
+#[tokio::test]
+async fn an_answer_for_which_there_is_no_memory_holds_up_none_behind_it() {
+    let (peer, address) = Peer::start().await;
+    let memory = AnswerMemory::new(0);
+    let link = NodeLink::connect(address, limits(), &memory);
+    let mut connection = peer.accept().await;
+    let (mut fetches, mut correlations) = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        let (link, request) = (link.clone(), Request::small(FrameKind::Fetch, b"", PATIENCE));
+        fetches.push(tokio::spawn(async move { link.request(request).await }));
+        correlations.push(connection.receive().await.0.correlation);
+    }
+    for (correlation, bytes) in correlations.into_iter().zip([10 << 20, 10 << 20, 5000]) {
+        connection.send(FrameKind::FetchAnswer, correlation, &event(bytes)).await;
+    }
+    let mut answers = Vec::new();
+    for fetch in fetches {
+        answers.push(fetch.await.expect("no panic"));
+    }
+    let [Ok(first), Err(second), Ok(third)] = &answers[..] else { panic!("{answers:?}") };
+    assert_eq!(first.payload.len(), (10 << 20) + FETCH_ANSWER_BYTES);
+    let needed = (10 << 20) + FETCH_ANSWER_BYTES;
+    assert!(matches!(second, LinkError::NoMemory { bytes, .. } if *bytes == needed), "{second}");
+    assert_eq!(third.payload.len(), 5000 + FETCH_ANSWER_BYTES);
+    drop(answers);
     assert_eq!(memory.bytes_free(), memory.bytes_max());
 }
 

@@ -108,6 +108,26 @@ pub fn answer_bytes(encoding: Encoding, records: usize, key_and_data_bytes: usiz
     bytes + (records + 1) * RECORD_OVERHEAD_BYTES
 }
 
+/// Bytes of an answer beside its records, at most: names, an iterator of 512 characters (API model,
+/// `ShardIterator`), the two children of a shard that was split, 300 bytes each.
+pub const END_BYTES: usize = 2 << 10;
+
+/// Bytes of a record in an answer, at most. Of its key, a byte that is no text becomes U+FFFD, which
+/// has three, and one that JSON escapes has six.
+#[must_use]
+pub fn record_answer_bytes(encoding: Encoding, key: &[u8], data_bytes: usize) -> usize {
+    let (data_bytes, is_json) = match encoding {
+        Encoding::Json => (base64_simd::STANDARD.encoded_length(data_bytes), true),
+        Encoding::Cbor => (data_bytes, false),
+    };
+    let key_byte_max = match key.is_ascii() {
+        _ if is_json && needs_escape(key) => 6,
+        true => 1,
+        false => 3,
+    };
+    data_bytes + key.len() * key_byte_max + RECORD_OVERHEAD_BYTES
+}
+
 impl<'b> RecordsWriter<'b> {
     /// Begins an answer at the end of `buffer`.
     #[must_use]
@@ -135,6 +155,18 @@ impl<'b> RecordsWriter<'b> {
     pub fn reserve(&mut self, records: usize, key_and_data_bytes: usize) {
         let bytes = answer_bytes(self.out.encoding, records, key_and_data_bytes);
         self.out.buffer.reserve(bytes);
+    }
+
+    /// Has the buffer allocate so many bytes in all, and no more, unless it has as many.
+    pub fn allocate(&mut self, bytes: usize) {
+        let buffer = &mut self.out.buffer;
+        buffer.reserve_exact(bytes.saturating_sub(buffer.len()));
+    }
+
+    /// Bytes that the buffer has allocated.
+    #[must_use]
+    pub fn allocated_bytes(&self) -> usize {
+        self.out.buffer.capacity()
     }
 
     /// Bytes so far, those that were in the buffer before included.
@@ -303,7 +335,7 @@ impl<'b> Out<'b> {
 
     fn text_value(&mut self, text: &str) {
         match self.encoding {
-            Encoding::Json if needs_escape(text) => {
+            Encoding::Json if needs_escape(text.as_bytes()) => {
                 serde_json::to_writer(&mut *self.buffer, text).expect("memory takes any text");
             }
             Encoding::Json => self.quoted(text),
@@ -386,9 +418,10 @@ impl<'b> Out<'b> {
 }
 
 /// Whether JSON has the text otherwise than it is.
-fn needs_escape(text: &str) -> bool {
+fn needs_escape(text: &[u8]) -> bool {
     // Without a way out of the loop, it goes by many bytes at a time.
-    text.bytes().fold(false, |found, byte| found | (byte < b' ') | (byte == b'"') | (byte == b'\\'))
+    text.iter()
+        .fold(false, |found, byte| found | (*byte < b' ') | (*byte == b'"') | (*byte == b'\\'))
 }
 
 #[cfg(test)]
@@ -635,20 +668,24 @@ mod tests {
             records in prop::collection::vec(
                 (
                     prop::collection::vec(any::<u8>(), 0..60),
-                    prop::option::of(".{1,20}"),
+                    prop::option::of(prop_oneof!["(?s).{1,20}", "[\\x00-\\x1f\"\\\\]{1,20}"]),
                     0_u64..1 << 50,
                 ),
                 0..5
             )
         ) {
+            let iterator = "i".repeat(512);
             for encoding in [Encoding::Json, Encoding::Cbor] {
                 let bytes = records.iter().map(|(data, key, _)| {
-                    data.len() + key.as_ref().map_or(0, String::len)
+                    let key = key.as_deref().unwrap_or_default();
+                    record_answer_bytes(encoding, key.as_bytes(), data.len())
                 });
-                let mut buffer =
-                    Vec::with_capacity(answer_bytes(encoding, records.len(), bytes.sum()));
-                let capacity = buffer.capacity();
+                let bytes = bytes.sum::<usize>() + END_BYTES;
+                let mut buffer = Vec::new();
                 let mut writer = RecordsWriter::new(encoding, &mut buffer);
+                writer.allocate(bytes);
+                let capacity = writer.allocated_bytes();
+                prop_assert!(capacity >= bytes);
                 for (data, key, arrival_time_ms) in &records {
                     writer.push(&RecordView {
                         data,
@@ -658,9 +695,9 @@ mod tests {
                     });
                 }
                 writer.finish_get_records(&GetRecordsEnd {
-                    next_shard_iterator: Some("i"),
-                    millis_behind_latest: 0,
-                    child_shards: &[],
+                    next_shard_iterator: Some(&iterator),
+                    millis_behind_latest: u64::MAX >> 1,
+                    child_shards: &[CHILD, CHILD],
                 });
                 prop_assert_eq!(buffer.capacity(), capacity, "no room had to be made");
                 let value = read(encoding, "GetRecords", &buffer);

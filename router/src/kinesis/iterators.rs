@@ -257,8 +257,15 @@ pub(super) fn no_shard(stream: &Stream, index: u32) -> ApiError {
     ))
 }
 
-/// What a caller is told when a node does not give what was asked for: it may try again.
+/// What a caller is told when a node does not give what was asked for, or there is no memory for it:
+/// it may try again.
 pub(super) fn read_failure(error: &FetchError) -> ApiError {
+    if matches!(error, FetchError::NoMemory { .. }) {
+        tracing::debug!(%error, "a shard could not be read");
+        return ApiError::service_unavailable(
+            "There is no memory for what is to be read now: try again later.",
+        );
+    }
     tracing::warn!(%error, "a shard could not be read");
     internal_failure()
 }

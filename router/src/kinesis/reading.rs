@@ -62,6 +62,17 @@ impl RecordSource {
     }
 }
 
+/// What a batch takes beside its record, and more: header, index, padding.
+const BATCH_OVERHEAD_BYTES: usize = 8 << 10;
+/// Largest batch of a stream whose records have at most 1 MiB: docs/format.md, Batch.
+pub(super) const BATCH_BYTES_MIN: usize = (1 << 20) + BATCH_OVERHEAD_BYTES;
+
+/// Bytes of the largest batch of a stream: that of its largest record at the least. There may be
+/// larger ones from before its settings changed.
+pub(super) fn largest_batch_bytes(stream: &Stream) -> usize {
+    (stream.record.max_record_bytes() + BATCH_OVERHEAD_BYTES).max(BATCH_BYTES_MIN)
+}
+
 /// Bytes of a record as limits count them: data and partition key.
 pub(super) fn record_bytes(record: &FetchedRecord<'_>) -> usize {
     record.key.len() + record.data.len()

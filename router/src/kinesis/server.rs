@@ -14,6 +14,7 @@ mod exchange;
 mod front;
 mod intake;
 mod limits;
+mod room;
 mod tls;
 
 use std::fmt;
@@ -34,6 +35,7 @@ pub use counts::{Refusals, ServerCounts};
 pub use events::{EVENTS_BYTES_MAX, EventSendError, EventSender, EventStream, event_channel};
 pub use limits::{ANSWER_BYTES_FREE, BODY_BYTES_MAX, HEAD_BYTES_MAX, HEADERS_MAX, REFUSALS_MAX};
 pub use limits::{Limits, LimitsError};
+pub use room::{AnswerRoom, CountedBytes};
 pub use tls::{TlsError, TlsIdentity};
 
 use connection::{Surroundings, serve};

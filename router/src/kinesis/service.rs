@@ -371,7 +371,7 @@ impl<S: Store + Clone> Service<S> {
             // These carry records and have codecs of their own.
             "PutRecord" => self.put_record(&call, &request.body).await,
             "PutRecords" => self.put_records(&call, &request.body).await,
-            "GetRecords" => self.get_records(&call, &request.body).await,
+            "GetRecords" => self.get_records(&call, &request.body, request.answer_room).await,
             "SubscribeToShard" => self.subscribe_to_shard(&call, &request.body).await,
             // Queues and channels among them (API model of 2026). Whatever is in the body, this is
             // what there is to say.

@@ -24,7 +24,7 @@ use super::iterators::{
     Place, StartingPosition, find_shard, internal_failure, no_shard, place_number,
 };
 use super::put::dry_run;
-use super::reading::{Children, RecordSource, millis_behind, record_bytes};
+use super::reading::{Children, RecordSource, largest_batch_bytes, millis_behind, record_bytes};
 use super::server::{ApiResponse, EventSender, event_channel};
 use super::service::{Call, Service, check_serving, not_found, read};
 use super::subscriptions::{SubscriptionKey, Ticket};
@@ -33,7 +33,7 @@ use crate::control::catalog::{Catalog, Stream};
 use crate::control::record::{ConsumerStatus, ShardRecord, shard_id, shard_name};
 use crate::control::store::Store;
 use crate::metrics::stream::{ConsumerCounts, Read};
-use crate::route::{FetchError, Fetched, Fetcher, ShardSubscription};
+use crate::route::{FetchError, Fetched, Fetcher, MEMORY_WAIT, ShardSubscription};
 
 /// How long a subscription lasts (API reference, SubscribeToShard).
 const LIFETIME: Duration = Duration::from_secs(300);
@@ -49,10 +49,6 @@ const SILENCE: Duration = Duration::from_secs(1);
 const STUCK_AFTER: Duration = Duration::from_secs(2);
 /// Bytes on their way to a client.
 const CLIENT_BYTES_MAX: usize = 1 << 20;
-/// What a batch takes beside its record, and more: header, index, padding.
-const BATCH_OVERHEAD_BYTES: usize = 8 << 10;
-/// Largest batch of a stream whose records have at most 1 MiB: docs/format.md, Batch.
-const CREDIT_BYTES_MIN: usize = (1 << 20) + BATCH_OVERHEAD_BYTES;
 /// First and longest pause between tries to read a shard.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
 /// How long a shard may be out of reach until a subscription fails.
@@ -303,7 +299,8 @@ impl Subscriber {
                 Err(_) => {
                     // Its memory is given back before memory for the batch is asked for.
                     drop(subscription);
-                    return self.push_fetched(sender).await;
+                    let batch_bytes_max = largest_batch_bytes(&standing.stream);
+                    return self.push_fetched(sender, batch_bytes_max).await;
                 }
             };
             let fetched = match next {
@@ -324,9 +321,13 @@ impl Subscriber {
     }
 
     /// Fetches and pushes the batch for which the credit does not suffice.
-    async fn push_fetched(&mut self, sender: &EventSender) -> Result<(), Stop> {
-        let from = self.place.fetch_from();
-        match self.fetcher.fetch(self.shard_id(), from, 1, Duration::ZERO).await {
+    async fn push_fetched(
+        &mut self,
+        sender: &EventSender,
+        batch_bytes_max: usize,
+    ) -> Result<(), Stop> {
+        let (shard, from) = (self.shard_id(), self.place.fetch_from());
+        match self.fetcher.fetch_page(shard, from, 1, batch_bytes_max, MEMORY_WAIT).await {
             Ok(fetched) => self.push_event(sender, &fetched).await,
             Err(error) => self.judge(sender, error).await,
         }
@@ -494,8 +495,7 @@ async fn grant(subscription: &mut ShardSubscription, bytes: usize) {
 /// Larger ones from before the stream's settings changed, and those beyond what can be asked for,
 /// are fetched one by one.
 fn credit_bytes(stream: &Stream) -> u32 {
-    let batch = stream.record.max_record_bytes() + BATCH_OVERHEAD_BYTES;
-    batch.clamp(CREDIT_BYTES_MIN, FETCH_BYTES_MAX as usize) as u32
+    largest_batch_bytes(stream).min(FETCH_BYTES_MAX as usize) as u32
 }
 
 /// Keeps a consumer to its rate: each event may leave when those before it have had their time.
@@ -524,6 +524,7 @@ impl Pace {
 
 #[cfg(test)]
 mod tests {
+    use super::super::reading::BATCH_BYTES_MIN;
     use super::*;
 
     /// Sends events as soon as the pace allows; answers how long that took.
@@ -565,6 +566,6 @@ mod tests {
         use thalweg_wire::batch::HEADER_BYTES;
         use thalweg_wire::limits::BODY_BYTES_MANY_RECORDS_MAX;
         let batch = BODY_BYTES_MANY_RECORDS_MAX as usize + HEADER_BYTES + 16;
-        assert!(CREDIT_BYTES_MIN >= batch);
+        assert!(BATCH_BYTES_MIN >= batch);
     }
 }

@@ -147,7 +147,11 @@ impl Collector for ServerCollector {
             ("http_requests_open", "Requests under way", counts.requests_open),
             ("event_streams_open", "Event streams that are open", counts.event_streams_open),
             ("bodies_bytes", "Bytes of bodies in memory", counts.bodies_bytes),
-            ("answers_bytes", "Bytes of answers that wait for clients", counts.answers_bytes),
+            (
+                "answers_bytes",
+                "Bytes of answers that are made or wait for clients",
+                counts.answers_bytes,
+            ),
         ];
         for (name, help, value) in moment {
             gauge(&mut encoder, &format!("router_{name}"), help, value)?;

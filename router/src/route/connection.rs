@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::net::{TcpSocket, TcpStream};
 
-use super::in_flight::Shared;
+use super::in_flight::{Reception, Shared};
 use super::incoming::{Arrived, FrameReader};
 use super::link::{Failure, LinkCondition};
 use super::outgoing::Round;
@@ -118,7 +118,7 @@ async fn read(shared: &Shared, stream: &TcpStream, has_worked: &mut bool) -> Fai
         if let Err(error) = receive(shared, stream, &mut reader).await {
             return Failure::Broken(Arc::new(error));
         }
-        match take_frames(shared, &mut reader).await {
+        match take_frames(shared, &mut reader) {
             Ok(took_some) => *has_worked |= took_some,
             Err(failure) => return failure,
         }
@@ -144,7 +144,7 @@ async fn receive(
 }
 
 /// Takes in what has arrived; whether that was any whole frame.
-async fn take_frames(shared: &Shared, reader: &mut FrameReader) -> Result<bool, Failure> {
+fn take_frames(shared: &Shared, reader: &mut FrameReader) -> Result<bool, Failure> {
     let mut took_some = false;
     loop {
         let header = match reader.next()? {
@@ -161,8 +161,13 @@ async fn take_frames(shared: &Shared, reader: &mut FrameReader) -> Result<bool, 
                 continue;
             }
         };
-        let reservation = shared.reservation_for(&header).await?;
-        reader.begin_large(header, reservation);
+        match shared.reception_of(&header)? {
+            Reception::Kept(reservation) => reader.begin_large(header, reservation),
+            Reception::PassedOver => {
+                reader.pass_over(&header);
+                took_some = true;
+            }
+        }
     }
 }
 

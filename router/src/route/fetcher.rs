@@ -22,7 +22,7 @@ use thalweg_wire::subscribe::SubscribeRequest;
 use thiserror::Error;
 use tokio::time::Instant;
 
-use super::link::{Answer, LinkError, Request};
+use super::link::{Answer, LinkError, NodeLink, Request};
 use super::links::NodeLinks;
 use super::payload::Payload;
 use super::routes::{Route, Routes, Stale};
@@ -30,6 +30,12 @@ use super::subscription::Subscription;
 
 /// First and longest pause before a fetch is sent again.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(200));
+/// How long a fetch waits for memory: as a request waits for that of its body. Who waited longer
+/// would not be served any sooner by asking later, and would keep others waiting.
+pub const MEMORY_WAIT: Duration = Duration::from_secs(2);
+/// What a fetch asks for at the least, however little memory is free: a batch that is larger would
+/// have come in vain.
+const ASKED_BYTES_MIN: u32 = 256 << 10;
 
 /// Why there is nothing to read.
 #[derive(Debug, Error)]
@@ -56,6 +62,14 @@ pub enum FetchError {
         shard: ShardId,
         /// How the last try failed.
         last: LinkError,
+    },
+    /// Others read so much that there is no memory for what would come, and was none for a while.
+    #[error("{shard}: there is no memory for {bytes} bytes of records: try again later")]
+    NoMemory {
+        /// The shard.
+        shard: ShardId,
+        /// Bytes of the answer, or of the least of it.
+        bytes: usize,
     },
     /// What came is damaged, or not what was due.
     #[error("what a node sent cannot be used: {0}")]
@@ -179,7 +193,8 @@ impl Fetcher {
     }
 
     /// Reads from a place on: up to so many bytes of batches (4 MiB at most, yet one batch of any
-    /// size), as soon as there is something; none after `wait` (10 s at most).
+    /// size, and less where memory is short), as soon as there is something; none after `wait`
+    /// (10 s at most). Memory is waited for, up to 2 s.
     ///
     /// # Errors
     /// [`FetchError`].
@@ -191,20 +206,40 @@ impl Fetcher {
         wait: Duration,
     ) -> Result<Fetched, FetchError> {
         let request = fetch_request(shard, from, bytes_max, wait);
+        self.fetch_with(request, 0, MEMORY_WAIT).await
+    }
+
+    /// The same for an answer in the making: nothing is waited for but memory, so long. The shard
+    /// may have batches of up to `batch_bytes_max`: where that is more than can be asked for, it is
+    /// what is reserved.
+    ///
+    /// # Errors
+    /// [`FetchError`].
+    pub async fn fetch_page(
+        &self,
+        shard: ShardId,
+        from: FetchFrom,
+        bytes_max: u32,
+        batch_bytes_max: usize,
+        memory_wait: Duration,
+    ) -> Result<Fetched, FetchError> {
+        let request = fetch_request(shard, from, bytes_max, Duration::ZERO);
+        self.fetch_with(request, batch_bytes_max, memory_wait).await
+    }
+
+    async fn fetch_with(
+        &self,
+        request: FetchRequest,
+        batch_bytes_max: usize,
+        memory_wait: Duration,
+    ) -> Result<Fetched, FetchError> {
+        let memory_until = Instant::now() + memory_wait;
+        let FetchRequest { shard, from, .. } = request;
         let wait = Duration::from_millis(request.wait_ms.into());
-        let payload = Bytes::copy_from_slice(&request.encode());
-        let answer_bytes = request.bytes_max as usize + FETCH_ANSWER_BYTES;
         let deadline = Instant::now() + wait + self.patience;
         let ask = |route: Route| {
             let link = self.links.get(route.address);
-            let request = Request {
-                kind: FrameKind::Fetch,
-                items: 0,
-                payload: vec![payload.clone()],
-                answer_bytes,
-                timeout: deadline.saturating_duration_since(Instant::now()),
-            };
-            async move { link.request(request).await }
+            async move { ask(&link, request, batch_bytes_max, memory_until, deadline).await }
         };
         self.try_until(deadline, shard, ask, |answer| {
             let mut due = offset_of(from);
@@ -267,6 +302,9 @@ impl Fetcher {
                     }
                     other => return other,
                 },
+                Err(LinkError::NoMemory { bytes, .. }) => {
+                    return Err(FetchError::NoMemory { shard, bytes });
+                }
                 Err(last) => (FetchError::Unreachable { shard, last }, None),
             };
             if Instant::now() + pause >= deadline {
@@ -288,6 +326,47 @@ impl Fetcher {
     async fn refresh(&self, deadline: Instant, shard: ShardId, stale: Stale) -> Option<Route> {
         let found = tokio::time::timeout_at(deadline, self.routes.refresh(shard, stale)).await;
         found.unwrap_or_else(|_| self.routes.route(shard))
+    }
+}
+
+/// Asks a core for as much as there is memory for, and again for a batch that is larger than that,
+/// once there is memory for it: how large it is, nobody knew. Of a shard whose batches may be larger
+/// than any request, the largest is reserved at once: answers that are passed over take the way of
+/// those that are not.
+async fn ask(
+    link: &NodeLink,
+    mut request: FetchRequest,
+    batch_bytes_max: usize,
+    memory_until: Instant,
+    deadline: Instant,
+) -> Result<Answer, LinkError> {
+    let (memory, address) = (link.memory(), link.address());
+    let wanted = request.bytes_max as usize + FETCH_ANSWER_BYTES;
+    let least = wanted.min(ASKED_BYTES_MIN as usize + FETCH_ANSWER_BYTES);
+    let (reserved, bytes) = if batch_bytes_max > FETCH_BYTES_MAX as usize {
+        let needed = batch_bytes_max + FETCH_ANSWER_BYTES;
+        (memory.reserve_needed(needed, memory_until).await, needed)
+    } else {
+        (memory.reserve_some(wanted, least, memory_until).await, least)
+    };
+    let mut reserved = reserved.ok_or(LinkError::NoMemory { address, bytes })?;
+    let answer_bytes_max = reserved.bytes().min(wanted);
+    request.bytes_max = (answer_bytes_max - FETCH_ANSWER_BYTES) as u32;
+    loop {
+        let sent = Request {
+            kind: FrameKind::Fetch,
+            items: 0,
+            payload: vec![Bytes::copy_from_slice(&request.encode())],
+            timeout: deadline.saturating_duration_since(Instant::now()),
+        };
+        let bytes = match link.request_with(sent, Some(reserved)).await {
+            Err(LinkError::NoMemory { bytes, .. }) => bytes,
+            answered => return answered,
+        };
+        reserved = memory
+            .reserve_needed(bytes, memory_until.min(deadline))
+            .await
+            .ok_or(LinkError::NoMemory { address, bytes })?;
     }
 }
 

@@ -47,6 +47,14 @@ pub(super) fn answer_of(kind: FrameKind) -> Option<FrameKind> {
 /// A request's turn: so many of it may be under way.
 pub(super) type Turn = (OwnedSemaphorePermit, OwnedSemaphorePermit);
 
+/// What becomes of a large frame that begins to arrive.
+pub(super) enum Reception {
+    /// It is received; in memory that was reserved, if it counts.
+    Kept(Option<Reservation>),
+    /// It is passed over.
+    PassedOver,
+}
+
 /// Who waits for a frame's answer.
 pub(super) enum Waiting {
     Answer {
@@ -393,34 +401,50 @@ impl Shared {
         }
     }
 
-    /// Memory for a large frame that begins to arrive.
-    pub(super) async fn reservation_for(
-        &self,
-        header: &FrameHeader,
-    ) -> Result<Option<Reservation>, Failure> {
+    /// Whether a large frame that begins to arrive is received. Nothing is waited for: memory is
+    /// held by those whose answers come behind it on this connection.
+    pub(super) fn reception_of(&self, header: &FrameHeader) -> Result<Reception, Failure> {
         let unexpected = Failure::Unexpected { kind: header.kind };
+        let correlation = header.correlation;
         if header.kind == FrameKind::SubscribeEvent {
-            let subscription = self.lock().subscriptions.get(&header.correlation).cloned();
-            return match subscription {
-                Some(queue) => EventQueue::use_credit(&queue, header).map_err(|_| unexpected),
-                None => Ok(None),
-            };
+            let subscription = self.lock().subscriptions.get(&correlation).cloned();
+            let Some(queue) = subscription else { return Ok(Reception::Kept(None)) };
+            let credit = EventQueue::use_credit(&queue, header).map_err(|_| unexpected)?;
+            return Ok(Reception::Kept(credit));
         }
-        let reservation = match self.lock().awaited.get_mut(&header.correlation) {
-            Some(Awaited { who: Waiting::Answer { reservation, .. }, .. }) => reservation.take(),
-            _ => return Err(unexpected),
-        };
-        let needed = header.payload_bytes as usize;
-        match reservation {
-            None => Ok(Some(self.memory.reserve(needed).await)),
-            Some(mut reservation) => match needed.checked_sub(reservation.bytes() + 1) {
-                None => Ok(reservation.split(needed)),
-                Some(missing) => {
-                    reservation.merge(self.memory.reserve(missing + 1).await);
-                    Ok(Some(reservation))
+        let bytes = header.payload_bytes as usize;
+        let mut state = self.lock();
+        match state.awaited.get_mut(&correlation).map(|awaited| &mut awaited.who) {
+            Some(Waiting::Answer { answered_by, reservation, sender, .. })
+                if *answered_by == header.kind =>
+            {
+                let memory = match sender.is_closed() {
+                    true => None,
+                    false => self.memory_for(bytes, reservation.take()),
+                };
+                if memory.is_some() {
+                    return Ok(Reception::Kept(memory));
                 }
-            },
+            }
+            _ => return Err(unexpected),
         }
+        let given_up = state.awaited.remove(&correlation).map(|awaited| awaited.who);
+        drop(state);
+        if let Some(Waiting::Answer { sender, .. }) = given_up {
+            // Who waited may be gone.
+            let _ = sender.send(Err(LinkError::NoMemory { address: self.address, bytes }));
+        }
+        Ok(Reception::PassedOver)
+    }
+
+    /// So many bytes: of what was reserved, and of what is free if that is less.
+    fn memory_for(&self, bytes: usize, reserved: Option<Reservation>) -> Option<Reservation> {
+        let Some(mut reserved) = reserved else { return self.memory.try_reserve(bytes) };
+        let missing = bytes.saturating_sub(reserved.bytes());
+        if missing > 0 {
+            reserved.merge(self.memory.try_reserve(missing)?);
+        }
+        reserved.split(bytes)
     }
 
     /// Takes a frame in whose payload lies in the buffer of small ones.

@@ -2,7 +2,8 @@
 //!
 //! Small ones pass through one buffer and are looked at there. A large one is received into memory
 //! of its own, which is where it is read: the memory is asked for once its header is here, so that
-//! a link receives no more than there is room for.
+//! a link receives no more than there is room for. One for which there is none passes through the
+//! buffer as well, and is gone.
 
 use std::io::ErrorKind;
 
@@ -25,7 +26,8 @@ pub(super) enum Arrived<'a> {
     Nothing,
     /// A frame whose payload lies in the buffer of small ones.
     Small(FrameHeader, &'a [u8]),
-    /// The header of a large frame: [`FrameReader::begin_large`] is due.
+    /// The header of a large frame: [`FrameReader::begin_large`] or [`FrameReader::pass_over`] is
+    /// due.
     LargeBegins(FrameHeader),
     /// A large frame, whole.
     Large(FrameHeader, Payload),
@@ -44,18 +46,22 @@ pub(super) struct FrameReader {
     start: usize,
     end: usize,
     large: Option<LargeFrame>,
+    /// Bytes to come that nobody wants.
+    unwanted: usize,
 }
 
 impl FrameReader {
     /// For a new connection.
     pub(super) fn new() -> FrameReader {
-        FrameReader { inbox: vec![0; INBOX_BYTES], start: 0, end: 0, large: None }
+        FrameReader { inbox: vec![0; INBOX_BYTES], start: 0, end: 0, large: None, unwanted: 0 }
     }
 
     /// Where the next bytes go; [`FrameReader::advance`] says how many came.
     pub(super) fn target(&mut self) -> &mut [u8] {
         match &mut self.large {
             Some(large) => &mut large.bytes[large.filled..],
+            // They were all that was left of what had come.
+            None if self.unwanted > 0 => &mut self.inbox[..self.unwanted.min(INBOX_BYTES)],
             None => {
                 // A whole small frame fits behind what there is of it, wherever that begins.
                 if self.start == self.end || self.inbox.len() - self.start < INBOX_BYTES / 2 {
@@ -77,13 +83,14 @@ impl FrameReader {
         }
         match &mut self.large {
             Some(large) => large.filled += bytes,
+            None if self.unwanted > 0 => self.unwanted -= bytes,
             None => self.end += bytes,
         }
         Ok(())
     }
 
-    /// What has arrived next. After [`Arrived::LargeBegins`] the large frame must be begun before
-    /// this is asked again.
+    /// What has arrived next. After [`Arrived::LargeBegins`] the large frame must be begun, or
+    /// passed over, before this is asked again.
     ///
     /// # Errors
     /// When what arrived is no frame.
@@ -95,6 +102,9 @@ impl FrameReader {
             }
             let payload = Payload::new(large.bytes, large.reservation);
             return Ok(Arrived::Large(large.header, payload));
+        }
+        if self.unwanted > 0 {
+            return Ok(Arrived::Nothing);
         }
         let there = &self.inbox[self.start..self.end];
         let Some(header) = there.first_chunk::<FRAME_HEADER_BYTES>() else {
@@ -125,6 +135,18 @@ impl FrameReader {
         bytes[..filled].copy_from_slice(&self.inbox[self.start..][..filled]);
         self.start += filled;
         self.large = Some(LargeFrame { header, bytes, filled, reservation });
+    }
+
+    /// Receives the large frame whose header is next, and keeps nothing of it.
+    pub(super) fn pass_over(&mut self, header: &FrameHeader) {
+        self.start += FRAME_HEADER_BYTES;
+        let payload_bytes = header.payload_bytes as usize;
+        let arrived = payload_bytes.min(self.end - self.start);
+        self.start += arrived;
+        self.unwanted = payload_bytes - arrived;
+        if self.unwanted > 0 {
+            (self.start, self.end) = (0, 0);
+        }
     }
 }
 
@@ -196,6 +218,41 @@ mod tests {
         let stream = frames.concat();
         for cut in [1, 31, 1000, 100_000, usize::MAX] {
             assert_eq!(frames_of(&stream, cut), frames, "{cut} bytes at a time");
+        }
+    }
+
+    #[test]
+    fn a_frame_that_is_passed_over_leaves_those_behind_it_whole() {
+        let sizes = [300_000, 5000, 100, 1_000_000, 4096];
+        let frames = sizes.map(|bytes| {
+            small_frame(FrameKind::FetchAnswer, 0, bytes as u64, &vec![bytes as u8; bytes])
+        });
+        let whole = frames.concat();
+        for cut in [1, 31, 1000, 100_000, usize::MAX] {
+            let (mut stream, mut reader, mut kept) = (&whole[..], FrameReader::new(), Vec::new());
+            while !stream.is_empty() {
+                let target = reader.target();
+                let count = cut.min(stream.len()).min(target.len());
+                target[..count].copy_from_slice(&stream[..count]);
+                reader.advance(count).unwrap();
+                stream = &stream[count..];
+                loop {
+                    match reader.next().unwrap() {
+                        Arrived::Nothing => break,
+                        Arrived::LargeBegins(header) if header.payload_bytes == 5000 => {
+                            reader.begin_large(header, None);
+                        }
+                        Arrived::LargeBegins(header) => reader.pass_over(&header),
+                        Arrived::Small(header, payload) => {
+                            kept.push(small_frame(header.kind, 0, header.correlation, payload));
+                        }
+                        Arrived::Large(header, payload) => {
+                            kept.push(small_frame(header.kind, 0, header.correlation, &payload));
+                        }
+                    }
+                }
+            }
+            assert_eq!(kept, frames[1..3], "{cut} bytes at a time");
         }
     }
 

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use super::connection::supervise;
 use super::in_flight::{Shared, Waiting, answer_of};
 use super::outgoing::OutBatch;
-use super::payload::{AnswerMemory, Payload};
+use super::payload::{AnswerMemory, Payload, Reservation};
 use super::subscription::{EventQueue, Subscription};
 
 /// Limits of a link.
@@ -126,6 +126,14 @@ pub enum LinkError {
         /// Bytes that it may have.
         limit: usize,
     },
+    /// There is no memory for the answer. It was not asked for, or came and was not kept.
+    #[error("{address}: there is no memory for an answer of {bytes} bytes: ask again later")]
+    NoMemory {
+        /// The core.
+        address: SocketAddr,
+        /// Bytes of the answer, or of the least of it.
+        bytes: usize,
+    },
     /// The connection has as many subscriptions as a node serves on one.
     #[error("{address} has {limit} subscriptions on this connection: use another one")]
     Subscriptions {
@@ -145,9 +153,6 @@ pub struct Request {
     pub items: u32,
     /// Its payload, in pieces that are written from where they lie.
     pub payload: Vec<Bytes>,
-    /// Bytes of answer to reserve memory for before it is sent. A longer answer is received once
-    /// there is memory for it; answers of some kilobytes need no reservation.
-    pub answer_bytes: usize,
     /// How long the whole may take, waiting for its turn included.
     pub timeout: Duration,
 }
@@ -157,7 +162,7 @@ impl Request {
     #[must_use]
     pub fn small(kind: FrameKind, payload: &[u8], timeout: Duration) -> Request {
         let payload = vec![Bytes::copy_from_slice(payload)];
-        Request { kind, items: 0, payload, answer_bytes: 0, timeout }
+        Request { kind, items: 0, payload, timeout }
     }
 }
 
@@ -239,6 +244,20 @@ impl NodeLink {
     /// # Errors
     /// [`LinkError`], which tells whether it may have had an effect.
     pub async fn request(&self, request: Request) -> Result<Answer, LinkError> {
+        self.request_with(request, None).await
+    }
+
+    /// The same with memory for the answer. A longer answer is received if there is memory for it
+    /// when it comes: whatever is behind it on the connection would wait as well. Answers of some
+    /// kilobytes need none.
+    ///
+    /// # Errors
+    /// [`LinkError`].
+    pub(super) async fn request_with(
+        &self,
+        request: Request,
+        reservation: Option<Reservation>,
+    ) -> Result<Answer, LinkError> {
         let shared = &*self.shared;
         let (kind, timeout) = (request.kind, request.timeout);
         let bytes = request.payload.iter().map(Bytes::len).sum();
@@ -250,10 +269,6 @@ impl NodeLink {
         let timed_out = || Failure::TimedOut { wait_ms: timeout.as_millis() as u64 };
         let answer = async {
             let permits = shared.take_turn(bytes).await;
-            let reservation = match request.answer_bytes {
-                0 => None,
-                bytes => Some(shared.memory.reserve(bytes).await),
-            };
             shared.wait_until_up().await?;
             let (sender, receiver) = oneshot::channel();
             let who = Waiting::Answer { answered_by, sender, reservation, _permits: permits };

@@ -21,7 +21,7 @@ mod shard_records;
 mod subscription;
 mod writer;
 
-pub use fetcher::{FetchError, Fetched, FetchedRecord, Fetcher, ShardSubscription};
+pub use fetcher::{FetchError, Fetched, FetchedRecord, Fetcher, MEMORY_WAIT, ShardSubscription};
 pub use link::{Answer, Failure, LinkCondition, LinkError, LinkLimits, NodeLink, Request};
 pub use links::NodeLinks;
 pub use payload::{AnswerMemory, Payload};

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use thalweg_router::kinesis::server::ANSWER_BYTES_FREE;
 use thalweg_router::kinesis::service::ServiceSettings;
 use thalweg_wire::sequence_number::SequenceNumber;
 
@@ -181,6 +182,84 @@ async fn an_answer_has_ten_mebibytes_at_most() {
         iterator = output["NextShardIterator"].as_str().expect("the shard is open").to_owned();
     }
     assert!(read[..14] == data && read[14] == largest);
+}
+
+/// Answers that were being made counted against no memory, and who read large records waited for
+/// memory in front of those who had it: with 100 readers of 10 MiB each nearly all of them failed
+/// after ten seconds, and with them whoever read a few small records.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readers_of_large_records_do_not_keep_others_from_theirs() {
+    let options = RouterOptions {
+        shard_limits: None,
+        // For two at a time of what is read, and for four answers.
+        read_bytes: 14 << 20,
+        answers_bytes: 32 << 20,
+        ..RouterOptions::default()
+    };
+    let router = TestRouter::start_with(options).await;
+    create(&router, "large", 1, 5120).await;
+    create(&router, "small", 1, 1024).await;
+    put(&router, "large", &vec![1; (5 << 20) - 1]).await;
+    put(&router, "small", b"a").await;
+    let earliest = json!({ "ShardIteratorType": "TRIM_HORIZON" });
+    let large = iterator(&router, "large", earliest.clone()).await;
+    let small = iterator(&router, "small", earliest).await;
+    let readers: Vec<_> = (0..20)
+        .map(|_| {
+            let (client, input) = (router.client(), json!({ "ShardIterator": large }));
+            tokio::spawn(async move { client.try_call("GetRecords", input).await })
+        })
+        .collect();
+    let started = Instant::now();
+    while !readers.iter().all(tokio::task::JoinHandle::is_finished) {
+        assert_eq!(data_of(&get(&router, &small, None).await), [b"a"]);
+        assert!(started.elapsed() < PATIENCE, "large records are not read");
+    }
+    let mut served = 0;
+    for reader in readers {
+        match reader.await.expect("no panic") {
+            Ok(output) => {
+                assert_eq!(data_of(&output)[0].len(), (5 << 20) - 1);
+                served += 1;
+            }
+            Err(failure) => assert_eq!(failure.kind, "ServiceUnavailable", "{failure:?}"),
+        }
+    }
+    assert!(served >= 2, "{served} were served, and there is room for two at a time");
+    let metrics = router.metrics().await;
+    assert_eq!(metrics.get("thalweg_router_answers_bytes", &[]), 0.0);
+    assert_eq!(metrics.get("thalweg_router_fetcher_bytes", &[]), 0.0);
+}
+
+/// Where there is no memory for more, an answer has fewer records, and the next one goes on there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_is_as_short_as_its_room() {
+    // Small answers need no room, and for others there is none.
+    let options =
+        RouterOptions { shard_limits: None, answers_bytes: 1, ..RouterOptions::default() };
+    let router = TestRouter::start_with(options).await;
+    create(&router, "s", 1, 1024).await;
+    let data: Vec<Vec<u8>> = (0..100).map(|byte| vec![byte; 10_000]).collect();
+    put_all(&router, "s", &data).await;
+    let mut next = iterator(&router, "s", json!({ "ShardIteratorType": "TRIM_HORIZON" })).await;
+    let mut read = Vec::new();
+    while read.len() < data.len() {
+        let output = get(&router, &next, None).await;
+        let some = data_of(&output);
+        let bytes = some.len() * 13_336;
+        assert!(bytes <= ANSWER_BYTES_FREE && !some.is_empty(), "{} records", some.len());
+        read.extend(some);
+        let is_behind = output["MillisBehindLatest"].as_u64() > Some(0);
+        assert_eq!(is_behind, read.len() < data.len());
+        next = output["NextShardIterator"].as_str().expect("the shard is open").to_owned();
+    }
+    assert!(read == data);
+
+    put(&router, "s", &[7; 300_000]).await;
+    let input = json!({ "ShardIterator": next });
+    let failure = router.client().try_call("GetRecords", input).await.expect_err("no room");
+    assert_eq!((failure.status, &*failure.kind), (503, "ServiceUnavailable"));
+    assert!(failure.message.contains("try again"), "{}", failure.message);
 }
 
 /// Many small batches make one answer: a reader is not given a batch at a time.

@@ -22,7 +22,7 @@ use thalweg_router::control::store::embedded::{EmbeddedOptions, EmbeddedStore};
 use thalweg_router::kinesis::check::check_output;
 use thalweg_router::kinesis::credentials::Credentials;
 use thalweg_router::kinesis::model::model;
-use thalweg_router::kinesis::server::{Server, ServerConfig};
+use thalweg_router::kinesis::server::{Limits, Server, ServerConfig};
 use thalweg_router::kinesis::service::{Ground, Service, ServiceSettings};
 use thalweg_router::kinesis::sigv4::Authenticator;
 use thalweg_router::metrics::router::RouterCollector;
@@ -49,6 +49,10 @@ pub(crate) struct RouterOptions {
     pub(crate) cores: usize,
     /// Of the node's logs: how many shards a core has room for follows from it.
     pub(crate) segment_bytes: u64,
+    /// Bytes of what is read and not yet part of an answer.
+    pub(crate) read_bytes: usize,
+    /// Bytes of answers.
+    pub(crate) answers_bytes: usize,
     /// Bytes on their way to subscribers.
     pub(crate) subscribe_bytes: usize,
     /// Whether intents are brought about; without, streams stay as they were recorded.
@@ -64,6 +68,8 @@ impl Default for RouterOptions {
             credentials: None,
             cores: 1,
             segment_bytes: 32 << 20,
+            read_bytes: 64 << 20,
+            answers_bytes: Limits::default().answers_bytes_max,
             subscribe_bytes: 64 << 20,
             reconciles: true,
         }
@@ -117,7 +123,7 @@ impl TestRouter {
             .expect("the store can be opened");
 
         let limits = LinkLimits { backoff: BACKOFF, ..LinkLimits::default() };
-        let read_memory = AnswerMemory::new(64 << 20);
+        let read_memory = AnswerMemory::new(options.read_bytes);
         let command_links = NodeLinks::new(limits, AnswerMemory::new(0));
         let known_node = nodes::Node::new(node.addresses()[0], command_links);
         known_node.learn().await.expect("the node tells what it has");
@@ -174,7 +180,8 @@ impl TestRouter {
         };
         let listen = SocketAddr::from(([127, 0, 0, 1], 0));
         let metrics = Some(shown.into_text(Vec::new()));
-        let config = ServerConfig { metrics, ..ServerConfig::plain(listen) };
+        let limits = Limits { answers_bytes_max: options.answers_bytes, ..Limits::default() };
+        let config = ServerConfig { metrics, limits, ..ServerConfig::plain(listen) };
         let server = Server::start(config, service).expect("the server starts");
         TestRouter {
             directory: Some(directory),

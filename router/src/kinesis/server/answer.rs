@@ -27,15 +27,13 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
 const EXTENDED_REQUEST_ID: HeaderName = HeaderName::from_static("x-amz-id-2");
 const ERROR_TYPE: HeaderName = HeaderName::from_static("x-amzn-errortype");
 
-/// What an answer holds until it is sent or given up.
+/// What an answer holds until it is sent or given up. Its memory is held by its bytes.
 #[expect(dead_code, reason = "what is held is given back by being dropped")]
 pub(super) struct Holding {
     /// The request counts as under way.
     pub(super) under_way: UnderWay,
     /// Its place among the requests, among the refusals or among the event streams.
     pub(super) place: Option<OwnedSemaphorePermit>,
-    /// Memory of the answer.
-    pub(super) room: Option<OwnedSemaphorePermit>,
 }
 
 /// The body of an answer.

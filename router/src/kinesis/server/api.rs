@@ -9,6 +9,7 @@ use crate::kinesis::codec::Encoding;
 use crate::kinesis::error::ApiError;
 
 use super::events::EventStream;
+use super::room::{AnswerRoom, CountedBytes};
 
 /// A request whose operation is known and whose body is here as a whole. Nothing else of it was
 /// looked at: who calls and what the body says is the API's affair.
@@ -21,6 +22,8 @@ pub struct ApiRequest {
     pub head: http::request::Parts,
     /// The body. Its memory counts until the last handle to it is gone.
     pub body: Bytes,
+    /// Where a large answer is made: see [`ApiResponse::Counted`].
+    pub answer_room: AnswerRoom,
     /// What the answer's `x-amzn-RequestId` will be.
     pub request_id: String,
     /// Who connected. IPv4 peers of an IPv6 socket have their IPv4 address.
@@ -48,6 +51,8 @@ impl fmt::Debug for ApiRequest {
 pub enum ApiResponse {
     /// One document in the request's encoding; empty for operations without output.
     Whole(Bytes),
+    /// The same, made in the request's [`AnswerRoom`]: its memory counts already.
+    Counted(CountedBytes),
     /// Messages of an event stream, sent as they come.
     Events(EventStream),
 }
@@ -57,6 +62,7 @@ impl fmt::Debug for ApiResponse {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             ApiResponse::Whole(bytes) => write!(formatter, "Whole({} bytes)", bytes.len()),
+            ApiResponse::Counted(bytes) => write!(formatter, "Counted({} bytes)", bytes.len()),
             ApiResponse::Events(_) => formatter.write_str("Events"),
         }
     }
@@ -85,6 +91,7 @@ pub trait Api: Send + Sync + 'static {
 
 #[cfg(test)]
 mod tests {
+    use super::super::room::AnswerBudget;
     use super::*;
 
     #[test]
@@ -97,11 +104,14 @@ mod tests {
             encoding: Encoding::Json,
             head: request.into_parts().0,
             body: Bytes::from_static(b"a-session-token"),
+            answer_room: AnswerBudget::new(1).room(),
             request_id: "an id".into(),
             peer: SocketAddr::from(([127, 0, 0, 1], 1)),
             is_tls: false,
         };
-        let told = format!("{request:?} {:?}", ApiResponse::Whole(secret.into()));
+        let counted = AnswerBudget::new(1).room().fill(secret.into());
+        let answers = (ApiResponse::Whole(secret.into()), ApiResponse::Counted(counted));
+        let told = format!("{request:?} {answers:?}");
         assert!(told.contains("PutRecord") && told.contains("an id"), "{told}");
         assert!(!told.contains(secret), "{told}");
     }

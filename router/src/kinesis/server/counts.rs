@@ -25,7 +25,7 @@ pub struct ServerCounts {
     pub event_streams_open: u64,
     /// Bytes of bodies in memory.
     pub bodies_bytes: u64,
-    /// Bytes of answers that wait for their clients.
+    /// Bytes of answers that are made, or wait for their clients.
     pub answers_bytes: u64,
 }
 

@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use http::header::{CONTENT_TYPE, EXPECT, HOST, HeaderValue, ORIGIN};
 use http::{HeaderMap, Method, Request, Response, StatusCode, Version, request};
 use hyper::body::{Body, Incoming};
@@ -24,7 +23,8 @@ use super::counts::{Counters, ServerCounts};
 use super::events::EventStream;
 use super::exchange::{EXCHANGE, Exchange, UnderWay};
 use super::intake::{Failed, Intake, IntakeError, discard};
-use super::limits::{ANSWER_BYTES_FREE, HEADERS_MAX, Limits, REFUSALS_MAX};
+use super::limits::{HEADERS_MAX, Limits, REFUSALS_MAX};
+use super::room::{AnswerBudget, CountedBytes};
 use super::{HEALTH_PATH, METRICS_CONTENT_TYPE, METRICS_PATH, MetricsText};
 
 /// Texts of metrics in memory at a time, made or being taken: some kilobytes for each stream in use.
@@ -48,7 +48,7 @@ pub(super) struct Front<A> {
     requests: Arc<Semaphore>,
     refusals: Arc<Semaphore>,
     event_streams: Arc<Semaphore>,
-    answers: Arc<Semaphore>,
+    answers: AnswerBudget,
     metrics_texts: Arc<Semaphore>,
     intake: Intake,
 }
@@ -71,7 +71,7 @@ impl<A: Api> Front<A> {
             requests: Arc::new(Semaphore::new(limits.requests_max)),
             refusals: Arc::new(Semaphore::new(REFUSALS_MAX)),
             event_streams: Arc::new(Semaphore::new(limits.event_streams_max)),
-            answers: Arc::new(Semaphore::new(limits.answers_bytes_max)),
+            answers: AnswerBudget::new(limits.answers_bytes_max),
             metrics_texts: Arc::new(Semaphore::new(METRICS_TEXTS_MAX)),
             intake: Intake::new(&limits),
             limits,
@@ -90,7 +90,7 @@ impl<A: Api> Front<A> {
             refusals: self.counters.refusals(),
             event_streams_open: used(self.limits.event_streams_max, &self.event_streams),
             bodies_bytes: self.intake.bytes_used() as u64,
-            answers_bytes: used(self.limits.answers_bytes_max, &self.answers),
+            answers_bytes: self.answers.bytes_used() as u64,
         }
     }
 
@@ -108,7 +108,7 @@ impl<A: Api> Front<A> {
         let (head, mut body) = request.into_parts();
         if let Some(inspected) = self.inspect(&head) {
             let place = self.refusal_place(head.version)?;
-            let holding = Holding { under_way, place, room: None };
+            let holding = Holding { under_way, place };
             return Ok(match inspected {
                 Inspected::Health => self.health(exchange, holding),
                 Inspected::Metrics(metrics) => self.metrics(metrics, exchange, holding).await,
@@ -123,7 +123,7 @@ impl<A: Api> Front<A> {
             Ok(Wanted::Preflight) => {
                 let place = self.refusal_place(version)?;
                 let is_usable = self.discard(&head, &mut body, place.is_some()).await;
-                let holding = Holding { under_way, place, room: None };
+                let holding = Holding { under_way, place };
                 let mut response = preflight(&ids, &head.headers, exchange, holding);
                 if !is_usable {
                     close_after(&mut response, version);
@@ -276,6 +276,7 @@ impl<A: Api> Front<A> {
             encoding,
             head,
             body,
+            answer_room: self.answers.room(),
             request_id: ids.request_id.clone(),
             peer: line.peer,
             is_tls: line.is_tls,
@@ -294,26 +295,21 @@ impl<A: Api> Front<A> {
         }
     }
 
-    /// Finds the place in which an answer waits for its client.
+    /// Finds the place in which an answer waits for its client, and memory if it has none yet.
     fn outcome(
         &self,
         response: ApiResponse,
         place: OwnedSemaphorePermit,
     ) -> Result<Outcome, Refused> {
         match response {
-            ApiResponse::Whole(bytes) if bytes.len() <= ANSWER_BYTES_FREE => {
-                Ok(Outcome::Whole { bytes, place, room: None })
-            }
-            ApiResponse::Whole(bytes) => {
-                let needed = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
-                match self.answers.clone().try_acquire_many_owned(needed) {
-                    Ok(room) => Ok(Outcome::Whole { bytes, place, room: Some(room) }),
-                    Err(_) => {
-                        let error = self.no_room("Too many answers wait for their clients.");
-                        Err(Refused::of_usable_connection(error, place))
-                    }
+            ApiResponse::Whole(bytes) => match self.answers.room().fill_with(bytes) {
+                Some(bytes) => Ok(Outcome::Whole { bytes, place }),
+                None => {
+                    let error = self.no_room("Too many answers wait for their clients.");
+                    Err(Refused::of_usable_connection(error, place))
                 }
-            }
+            },
+            ApiResponse::Counted(bytes) => Ok(Outcome::Whole { bytes, place }),
             ApiResponse::Events(stream) => match self.event_streams.clone().try_acquire_owned() {
                 Ok(place) => Ok(Outcome::Events { stream, place }),
                 Err(_) => {
@@ -410,7 +406,7 @@ struct Call {
 
 /// An answer that has its place.
 enum Outcome {
-    Whole { bytes: Bytes, place: OwnedSemaphorePermit, room: Option<OwnedSemaphorePermit> },
+    Whole { bytes: CountedBytes, place: OwnedSemaphorePermit },
     Events { stream: EventStream, place: OwnedSemaphorePermit },
 }
 
@@ -424,13 +420,13 @@ impl Outcome {
         under_way: UnderWay,
     ) -> Response<AnswerBody> {
         match self {
-            Outcome::Whole { bytes, place, room } => {
-                let holding = Holding { under_way, place: Some(place), room };
-                let body = AnswerBody::whole(bytes, exchange, holding);
+            Outcome::Whole { bytes, place } => {
+                let holding = Holding { under_way, place: Some(place) };
+                let body = AnswerBody::whole(bytes.into_bytes(), exchange, holding);
                 success(ids, Content::Document(encoding), body)
             }
             Outcome::Events { stream, place } => {
-                let holding = Holding { under_way, place: Some(place), room: None };
+                let holding = Holding { under_way, place: Some(place) };
                 let body = AnswerBody::events(stream, front.drain.clone(), exchange, holding);
                 success(ids, Content::Events, body)
             }
@@ -459,7 +455,7 @@ impl Refused {
         exchange: Arc<Exchange>,
         under_way: UnderWay,
     ) -> Response<AnswerBody> {
-        let holding = Holding { under_way, place: self.place, room: None };
+        let holding = Holding { under_way, place: self.place };
         let mut response = failure(ids, &self.error, encoding, exchange, holding);
         if !self.is_connection_usable {
             close_after(&mut response, version);

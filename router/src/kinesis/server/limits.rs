@@ -54,8 +54,9 @@ pub struct Limits {
     pub bodies_bytes_max: usize,
     /// How long a request waits for its share of `bodies_bytes_max`; then 503.
     pub body_room_time: Duration,
-    /// Bytes of all answers in memory that clients have not taken yet, those of up to
-    /// [`ANSWER_BYTES_FREE`] not counted. An answer beyond it is given up: 503.
+    /// Bytes of all answers in memory, those of up to [`ANSWER_BYTES_FREE`] not counted: from when
+    /// the API makes them until clients have taken them. An answer beyond it is shorter or, if it
+    /// cannot be, given up: 503.
     pub answers_bytes_max: usize,
     /// Time for the head of an HTTP/1.1 request, from its first byte, and for a TLS handshake.
     pub head_time: Duration,
