@@ -28,7 +28,8 @@ use crate::control::system_clock;
 use crate::kinesis::credentials::{Credentials, CredentialsError};
 use crate::kinesis::principal::PrincipalError;
 use crate::kinesis::server::{
-    Drained, Limits, MetricsText, Server, ServerConfig, StartError, TlsError, TlsIdentity,
+    ARRIVALS_MAX, Drained, Limits, MetricsText, Server, ServerConfig, StartError, TlsError,
+    TlsIdentity,
 };
 use crate::kinesis::service::{Ground, Service, ServiceSettings};
 use crate::kinesis::sigv4::Authenticator;
@@ -252,7 +253,8 @@ fn raise_open_files() {
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     // Where this is refused, what there was has to do.
     let _ = setrlimit(Resource::Nofile, raised);
-    let wanted = Limits::default().connections_max as u64 + OPEN_FILES_BESIDE;
+    let connections = Limits::default().connections_max + ARRIVALS_MAX;
+    let wanted = connections as u64 + OPEN_FILES_BESIDE;
     if let Some(granted) = getrlimit(Resource::Nofile).current.filter(|granted| *granted < wanted) {
         let advice = "raise the limit of open files (ulimit -n, LimitNOFILE)";
         tracing::warn!(granted, wanted, advice, "too many connections can use up all open files");

@@ -8,6 +8,7 @@
 mod answer;
 mod api;
 mod connection;
+mod connections;
 mod counts;
 mod events;
 mod exchange;
@@ -31,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use api::{Api, ApiRequest, ApiResponse};
+pub use connections::ARRIVALS_MAX;
 pub use counts::{Refusals, ServerCounts};
 pub use events::{EVENTS_BYTES_MAX, EventSendError, EventSender, EventStream, event_channel};
 pub use limits::{ANSWER_BYTES_FREE, BODY_BYTES_MAX, HEAD_BYTES_MAX, HEADERS_MAX, REFUSALS_MAX};
@@ -39,6 +41,7 @@ pub use room::{AnswerRoom, CountedBytes};
 pub use tls::{TlsError, TlsIdentity};
 
 use connection::{Surroundings, serve};
+use connections::Arrival;
 use front::Front;
 
 /// Where `GET` tells if the server is well: 200, or 503 while it is drained.
@@ -243,24 +246,38 @@ fn take<A: Api>(
     socket: TcpStream,
     peer: SocketAddr,
 ) {
-    let Ok(place) = front.connections.clone().try_acquire_owned() else {
-        let refused = front.counters.connections_refused.add_one();
-        // Once for the first, then ever more rarely.
-        if refused.is_power_of_two() {
-            tracing::warn!(refused, "connections are refused: connections_max are open");
+    let Some(arrival) = front.connections.admit() else { return note_refused(front) };
+    if let Arrival::Waiting { .. } = &arrival {
+        let displaced = front.counters.connections_displaced.add_one();
+        if displaced.is_power_of_two() {
+            let advice = "are many clients idle, or is somebody keeping others out?";
+            tracing::warn!(displaced, advice, "connections_max are open: idle ones are closed");
         }
-        return;
-    };
-    front.counters.connections_accepted.add_one();
+    }
     // Answers are written as a whole: nothing is gained by waiting for more.
     if let Err(error) = socket.set_nodelay(true) {
         tracing::debug!(%error, "a connection is gone already");
         return;
     }
     let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-    let served = serve(front.clone(), surroundings.clone(), socket, peer);
-    surroundings.tasks.spawn(async move {
-        served.await;
-        drop(place);
+    let (front, tasks) = (front.clone(), surroundings.tasks.clone());
+    let surroundings = surroundings.clone();
+    tasks.spawn(async move {
+        let place = tokio::select! {
+            place = arrival.place() => place,
+            () = front.drain.cancelled() => return,
+        };
+        let Some(place) = place else { return note_refused(&front) };
+        front.counters.connections_accepted.add_one();
+        let connection = front.connections.open_in(place);
+        serve(front, surroundings, socket, peer, &connection).await;
     });
+}
+
+fn note_refused<A>(front: &Front<A>) {
+    let refused = front.counters.connections_refused.add_one();
+    // Once for the first, then ever more rarely.
+    if refused.is_power_of_two() {
+        tracing::warn!(refused, "connections are refused: connections_max are open, none idle");
+    }
 }

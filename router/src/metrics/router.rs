@@ -128,8 +128,13 @@ impl Collector for ServerCollector {
         let rising = [
             ("connections_accepted", "Connections accepted", counts.connections_accepted),
             (
+                "connections_displaced",
+                "Idle connections closed for new ones, all places being taken",
+                counts.connections_displaced,
+            ),
+            (
                 "connections_refused",
-                "Connections closed at once for want of room",
+                "Connections closed for want of room before they were served",
                 counts.connections_refused,
             ),
             (

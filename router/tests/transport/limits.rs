@@ -93,14 +93,15 @@ async fn connections_have_a_limit() {
     let mut clients = Vec::new();
     for _ in 0..3 {
         let mut client = served.connect().await;
-        assert_eq!(client.call("Echo", "a").await.text(), "a");
+        client.send(request("Gate", "")).await;
         clients.push(client);
     }
+    served.until("three that are busy", |counts| counts.requests_open == 3).await;
     let mut more = served.connect().await;
     assert!(more.is_closed().await);
     assert_eq!(served.server.counts().connections_refused, 1);
-    clients.pop();
-    served.until("room for one", |counts| counts.connections_open == 2).await;
+    served.api.gate.add_permits(1);
+    served.until("one that is idle", |counts| counts.requests_open == 2).await;
     let mut more = served.connect().await;
     assert_eq!(more.call("Echo", "b").await.text(), "b");
 }

@@ -8,6 +8,7 @@ mod events;
 mod flood;
 mod http1;
 mod http2;
+mod idle;
 mod limits;
 mod load;
 mod support;

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::api::Api;
+use super::connections::OpenConnection;
 use super::counts::Counters;
 use super::exchange::{Activity, Cut, EXCHANGE, Exchange};
 use super::front::{Front, Line};
@@ -76,23 +77,25 @@ pub(super) async fn serve<A: Api>(
     surroundings: Surroundings,
     socket: TcpStream,
     peer: SocketAddr,
+    connection: &OpenConnection,
 ) {
-    let activity = Arc::new(Activity::new());
+    let activity = connection.activity.clone();
     let socket = Watched::new(socket, activity.clone());
     let Some(acceptor) = surroundings.tls.clone() else {
         let line = Line { peer, is_tls: false };
-        return serve_http(front, surroundings, activity, socket, line).await;
+        return serve_http(front, surroundings, connection, socket, line).await;
     };
     let handshake = timeout(front.limits.head_time, acceptor.accept(socket));
     let shaken = tokio::select! {
         shaken = handshake => shaken,
         () = front.drain.cancelled() => return,
+        () = connection.leave.cancelled() => return,
     };
     match shaken {
         Ok(Ok(stream)) => {
             activity.begin(stream.get_ref().1.alpn_protocol() == Some(ALPN_HTTP2));
             let line = Line { peer, is_tls: true };
-            serve_http(front, surroundings, activity, stream, line).await;
+            serve_http(front, surroundings, connection, stream, line).await;
         }
         Ok(Err(error)) => tracing::debug!(%peer, %error, "a TLS handshake failed"),
         Err(_) => {
@@ -105,13 +108,13 @@ pub(super) async fn serve<A: Api>(
 async fn serve_http<A: Api, S>(
     front: Arc<Front<A>>,
     surroundings: Surroundings,
-    activity: Arc<Activity>,
+    open: &OpenConnection,
     stream: S,
     line: Line,
 ) where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let limits = &front.limits;
+    let (limits, activity) = (&front.limits, &open.activity);
     let spawner = Spawner {
         activity: activity.clone(),
         counters: front.counters.clone(),
@@ -132,6 +135,7 @@ async fn serve_http<A: Api, S>(
         result = drive(connection.as_mut(), &exchange) => return note_end(line, result),
         () = surroundings.kill.cancelled() => return,
         () = front.drain.cancelled() => None,
+        () = open.leave.cancelled() => None,
         cut = activity.watch(limits) => Some(cut),
         () = exchange.overdue(limits.stall_time) => Some(Cut::Stalled),
     };

@@ -10,7 +10,9 @@ pub struct ServerCounts {
     pub connections_open: u64,
     /// Connections that were accepted.
     pub connections_accepted: u64,
-    /// Connections that were closed at once for want of room.
+    /// Idle connections that were closed for new ones.
+    pub connections_displaced: u64,
+    /// Connections that were closed for want of room before they were served.
     pub connections_refused: u64,
     /// Connections that were closed, and HTTP/2 streams that were reset, because their client was
     /// too slow.
@@ -57,6 +59,7 @@ impl Refusals {
 #[derive(Debug)]
 pub(super) struct Counters {
     pub(super) connections_accepted: Counter,
+    pub(super) connections_displaced: Counter,
     pub(super) connections_refused: Counter,
     pub(super) clients_cut: Counter,
     pub(super) requests: Counter,
@@ -68,6 +71,7 @@ impl Default for Counters {
     fn default() -> Counters {
         Counters {
             connections_accepted: Counter::default(),
+            connections_displaced: Counter::default(),
             connections_refused: Counter::default(),
             clients_cut: Counter::default(),
             requests: Counter::default(),

@@ -113,6 +113,19 @@ impl Activity {
         self.requests.fetch_sub(1, Relaxed);
     }
 
+    /// Since when nothing has happened, if there is neither a request under way nor an answer that
+    /// the client has not taken. The head of a request that begins is something that happened; with
+    /// HTTP/2, what comes may be of no request.
+    pub(super) fn idle_since(&self) -> Option<Instant> {
+        let is_busy = self.requests.load(Relaxed) > 0 || self.blocked_since_ms.load(Relaxed) != 0;
+        let head_since_ms = match self.is_http2.load(Relaxed) {
+            true => 0,
+            false => self.head_since_ms.load(Relaxed),
+        };
+        let since_ms = self.quiet_since_ms.load(Relaxed).max(head_since_ms);
+        (!is_busy).then(|| self.base + Duration::from_millis(since_ms))
+    }
+
     /// Which limit runs and when it is over; the nearest if several do.
     fn next_cut(&self, limits: &Limits) -> Option<(u64, Cut)> {
         let mut next: Option<(u64, Cut)> = None;

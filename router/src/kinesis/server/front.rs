@@ -19,6 +19,7 @@ use super::answer::{
     preflight, success,
 };
 use super::api::{Api, ApiRequest, ApiResponse};
+use super::connections::Connections;
 use super::counts::{Counters, ServerCounts};
 use super::events::EventStream;
 use super::exchange::{EXCHANGE, Exchange, UnderWay};
@@ -44,7 +45,7 @@ pub(super) struct Front<A> {
     pub(super) counters: Arc<Counters>,
     /// Cancelled when the server is to come to an end.
     pub(super) drain: CancellationToken,
-    pub(super) connections: Arc<Semaphore>,
+    pub(super) connections: Arc<Connections>,
     requests: Arc<Semaphore>,
     refusals: Arc<Semaphore>,
     event_streams: Arc<Semaphore>,
@@ -67,7 +68,7 @@ impl<A: Api> Front<A> {
             metrics,
             counters: Arc::new(Counters::default()),
             drain: CancellationToken::new(),
-            connections: Arc::new(Semaphore::new(limits.connections_max)),
+            connections: Arc::new(Connections::new(limits.connections_max)),
             requests: Arc::new(Semaphore::new(limits.requests_max)),
             refusals: Arc::new(Semaphore::new(REFUSALS_MAX)),
             event_streams: Arc::new(Semaphore::new(limits.event_streams_max)),
@@ -81,8 +82,9 @@ impl<A: Api> Front<A> {
     pub(super) fn counts(&self) -> ServerCounts {
         let used = |most: usize, places: &Semaphore| (most - places.available_permits()) as u64;
         ServerCounts {
-            connections_open: used(self.limits.connections_max, &self.connections),
+            connections_open: self.connections.count() as u64,
             connections_accepted: self.counters.connections_accepted.get(),
+            connections_displaced: self.counters.connections_displaced.get(),
             connections_refused: self.counters.connections_refused.get(),
             clients_cut: self.counters.clients_cut.get(),
             requests: self.counters.requests.get(),

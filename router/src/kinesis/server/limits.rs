@@ -36,8 +36,9 @@ pub const REFUSALS_MAX: usize = 1024;
 /// What may be in use at a time and how long it may take. All are per server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Connections open at a time; further ones are closed at once. Each costs a file descriptor
-    /// and, with buffers and windows full, about 1 MiB.
+    /// Connections open at a time. For a further one, the one that has been idle longest is closed;
+    /// if none is idle, the further one is. Each costs a file descriptor and, with buffers and
+    /// windows full, about 1 MiB.
     pub connections_max: usize,
     /// Requests under way at a time, from head to last byte of the answer; above, 503.
     pub requests_max: usize,
