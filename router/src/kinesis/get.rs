@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures_util::future::Either;
 use serde::Deserialize;
+use serde_json::Value;
 use thalweg_wire::error::ErrorCode;
 use thalweg_wire::ids::Offset;
 use thalweg_wire::limits::FETCH_BYTES_MAX;
@@ -22,6 +23,7 @@ use super::put::{dry_run, throttle_message};
 use super::reading::{Children, RecordSource, largest_batch_bytes, millis_behind, record_bytes};
 use super::server::{AnswerRoom, ApiResponse, CountedBytes};
 use super::service::{Call, Resource, Service, check_serving, not_found, parse_stream_arn, read};
+use super::validate::validate_input;
 use crate::control::catalog::Stream;
 use crate::control::record::{shard_id, shard_name};
 use crate::control::store::Store;
@@ -108,7 +110,7 @@ impl<S: Store + Clone> Service<S> {
         body: &[u8],
         room: AnswerRoom,
     ) -> Result<ApiResponse, ApiError> {
-        let input: GetRecordsInput = read(self.input(call, body)?)?;
+        let input = judge(call, self.decode(call, body)?)?;
         let iterator = self.open_iterator(&input.shard_iterator).await?;
         let named = input.stream_arn.as_deref().map(parse_stream_arn).transpose()?;
         let Some(stream) = self.ground.catalog.stream_of(iterator.stream) else {
@@ -274,6 +276,22 @@ impl<S: Store + Clone> Service<S> {
             _ => not_found(&stream.name),
         }
     }
+}
+
+/// Judges an input by the model, but for its `Limit`: one that is too large is no violation among
+/// others (API reference, GetRecords).
+fn judge(call: &Call, mut input: Value) -> Result<GetRecordsInput, ApiError> {
+    let limit = input["Limit"].as_u64().filter(|limit| *limit > RECORDS_MAX as u64);
+    if limit.is_some() {
+        input["Limit"] = RECORDS_MAX.into();
+    }
+    validate_input(call.operation, &input)?;
+    if let Some(limit) = limit {
+        return Err(ApiError::invalid_argument(format!(
+            "Limit {limit} is too large: a call returns {RECORDS_MAX} records at most."
+        )));
+    }
+    read(input)
 }
 
 /// What a reader is told for whom there is no memory.

@@ -424,10 +424,15 @@ impl<S: Store + Clone> Service<S> {
 
     /// A request's body, read and held against the model.
     pub(super) fn input(&self, call: &Call, body: &[u8]) -> Result<Value, ApiError> {
-        let shape = model().shape(call.operation.input);
-        let input = codec::decode(call.encoding, shape, body)?;
+        let input = self.decode(call, body)?;
         validate_input(call.operation, &input)?;
         Ok(input)
+    }
+
+    /// A body as it is, not judged yet.
+    pub(super) fn decode(&self, call: &Call, body: &[u8]) -> Result<Value, ApiError> {
+        let shape = model().shape(call.operation.input);
+        Ok(codec::decode(call.encoding, shape, body)?)
     }
 
     fn output(&self, call: &Call, output: Option<Value>) -> Result<ApiResponse, ApiError> {

@@ -324,7 +324,15 @@ async fn what_is_no_good_is_refused_in_the_services_words() {
     let input = json!({ "ShardIterator": &good, "StreamARN": other });
     client.fail("GetRecords", input, "InvalidArgumentException").await;
     let input = json!({ "ShardIterator": &good, "Limit": 10_001 });
-    client.fail("GetRecords", input, "ValidationException").await;
+    let message = client.fail("GetRecords", input, "InvalidArgumentException").await;
+    assert_eq!(message, "Limit 10001 is too large: a call returns 10000 records at most.");
+    for limit in [0, -1] {
+        let input = json!({ "ShardIterator": &good, "Limit": limit });
+        client.fail("GetRecords", input, "ValidationException").await;
+    }
+    let input = json!({ "ShardIterator": "", "Limit": 10_001 });
+    let message = client.fail("GetRecords", input, "ValidationException").await;
+    assert!(!message.contains("limit"), "{message}");
 
     router.advance(Duration::from_secs(299));
     get(&router, &good, None).await;
