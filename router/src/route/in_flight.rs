@@ -61,7 +61,7 @@ pub(super) enum Waiting {
         answered_by: FrameKind,
         sender: oneshot::Sender<Result<Answer, LinkError>>,
         reservation: Option<Reservation>,
-        _permits: Turn,
+        permits: Turn,
     },
     Batches {
         batches: Vec<(Arc<dyn BatchOwner>, u32)>,
@@ -477,7 +477,11 @@ impl Shared {
         let unexpected = Failure::Unexpected { kind: header.kind };
         let who = self.lock().awaited.remove(&header.correlation).map(|awaited| awaited.who);
         match who {
-            Some(Waiting::Answer { answered_by, sender, .. }) if answered_by == header.kind => {
+            Some(Waiting::Answer { answered_by, sender, reservation, permits })
+                if answered_by == header.kind =>
+            {
+                // What the answer did not need is free for others when it is seen.
+                drop((reservation, permits));
                 // Who waited may be gone.
                 let _ = sender.send(Ok(Answer { header, payload }));
                 Ok(())

@@ -271,7 +271,7 @@ impl NodeLink {
             let permits = shared.take_turn(bytes).await;
             shared.wait_until_up().await?;
             let (sender, receiver) = oneshot::channel();
-            let who = Waiting::Answer { answered_by, sender, reservation, _permits: permits };
+            let who = Waiting::Answer { answered_by, sender, reservation, permits };
             Ok((shared.enqueue(request, who)?, receiver))
         };
         let sent = tokio::time::timeout_at(deadline, answer).await;
