@@ -175,8 +175,13 @@ mod tests {
     use super::*;
     use thalweg_wire::frame::small_frame;
 
-    /// Feeds a stream in chunks; answers the frames as they were.
-    fn frames_of(mut stream: &[u8], cut: usize) -> Vec<Vec<u8>> {
+    /// Feeds a stream in chunks; answers the frames as they were, but for large ones that are not
+    /// kept.
+    fn frames_of(
+        mut stream: &[u8],
+        cut: usize,
+        is_kept: impl Fn(&FrameHeader) -> bool,
+    ) -> Vec<Vec<u8>> {
         let (mut reader, mut frames) = (FrameReader::new(), Vec::new());
         while !stream.is_empty() {
             let target = reader.target();
@@ -198,7 +203,10 @@ mod tests {
                         continue;
                     }
                 };
-                reader.begin_large(header, None);
+                match is_kept(&header) {
+                    true => reader.begin_large(header, None),
+                    false => reader.pass_over(&header),
+                }
             }
         }
         frames
@@ -217,7 +225,7 @@ mod tests {
         let frames = vec![frames; 5].concat();
         let stream = frames.concat();
         for cut in [1, 31, 1000, 100_000, usize::MAX] {
-            assert_eq!(frames_of(&stream, cut), frames, "{cut} bytes at a time");
+            assert_eq!(frames_of(&stream, cut, |_| true), frames, "{cut} bytes at a time");
         }
     }
 
@@ -229,29 +237,7 @@ mod tests {
         });
         let whole = frames.concat();
         for cut in [1, 31, 1000, 100_000, usize::MAX] {
-            let (mut stream, mut reader, mut kept) = (&whole[..], FrameReader::new(), Vec::new());
-            while !stream.is_empty() {
-                let target = reader.target();
-                let count = cut.min(stream.len()).min(target.len());
-                target[..count].copy_from_slice(&stream[..count]);
-                reader.advance(count).unwrap();
-                stream = &stream[count..];
-                loop {
-                    match reader.next().unwrap() {
-                        Arrived::Nothing => break,
-                        Arrived::LargeBegins(header) if header.payload_bytes == 5000 => {
-                            reader.begin_large(header, None);
-                        }
-                        Arrived::LargeBegins(header) => reader.pass_over(&header),
-                        Arrived::Small(header, payload) => {
-                            kept.push(small_frame(header.kind, 0, header.correlation, payload));
-                        }
-                        Arrived::Large(header, payload) => {
-                            kept.push(small_frame(header.kind, 0, header.correlation, &payload));
-                        }
-                    }
-                }
-            }
+            let kept = frames_of(&whole, cut, |header| header.payload_bytes == 5000);
             assert_eq!(kept, frames[1..3], "{cut} bytes at a time");
         }
     }
